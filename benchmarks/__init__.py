@@ -1,0 +1,1 @@
+"""What is measured: speed, cost, quality, and the page that shows it."""

@@ -1,0 +1,1 @@
+"""Spatial and temporal knowledge distillation. May import the core and students.schedule."""

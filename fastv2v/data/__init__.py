@@ -1,0 +1,1 @@
+"""The data room: folders, clips, conditions, geometry, sampling, loading, and the procedural street world."""

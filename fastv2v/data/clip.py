@@ -1,0 +1,65 @@
+"""A clip: T frames with what they are generated from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """Where a clip comes from, so that any picture or error can be traced to its files."""
+
+    sequence: str
+    """Relative path of the sequence folder."""
+    indices: tuple[int, ...]
+    """Frame indices within the sequence."""
+    names: tuple[str, ...] = ()
+    """File stems of the frames."""
+    flipped: bool = False
+    """Whether the clip was mirrored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A batch of clips of equal length and size.
+
+    Label clips have ``labels`` (and ``instances`` where the condition uses them); map clips have ``maps``.
+    """
+
+    frames: Tensor
+    """(B, T, 3, H, W) float32 RGB in [-1, 1]."""
+    labels: Tensor | None = None
+    """(B, T, H, W) class ids, uint8 or int64."""
+    instances: Tensor | None = None
+    """(B, T, H, W) instance ids, int32."""
+    maps: Tensor | None = None
+    """(B, T, C, H, W) float32 condition channels."""
+    info: tuple[ClipInfo, ...] = ()
+    """One record per batch entry."""
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return self.frames.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.frames.shape[-2], self.frames.shape[-1]
+
+    def to(self, device: torch.device | str) -> Clip:
+        """Copy all tensors to ``device``."""
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def take(self, start: int, stop: int, step: int = 1) -> Clip:
+        """The frames ``start:stop:step`` of every clip."""
+        cut = slice(start, stop, step)
+        info = tuple(replace(i, indices=i.indices[cut], names=i.names[cut]) for i in self.info)
+        return replace(self._map(lambda x: x[:, cut]), info=info)
+
+    def _map(self, fn) -> Clip:  # type: ignore[no-untyped-def]
+        tensors = {k: fn(v) for k in ("frames", "labels", "instances", "maps") if (v := getattr(self, k)) is not None}
+        return replace(self, **tensors)

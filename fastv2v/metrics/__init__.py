@@ -1,0 +1,1 @@
+"""Measures of quality on finished 8-bit frames."""

@@ -1,0 +1,1 @@
+"""Tensor operations: warping, flow, labels, resizing. Pure functions on torch tensors."""

@@ -1,0 +1,77 @@
+"""Rollouts: run any step model over a sequence of conditions, feeding its own frames back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastv2v.contracts import FrameOutput, History, StepModel
+from fastv2v.errors import ShapeError
+
+
+def start_history(
+    conditions: Tensor, frames: Tensor | None, history_length: int, *, first_condition: Tensor | None = None
+) -> History:
+    """History before the first synthesised frame.
+
+    Args:
+        conditions: encoded conditions of the given frames, (B, K, C, H, W); K may be 0 when nothing is given.
+        frames: the given real frames, (B, K, 3, H, W) in [-1, 1], or None to start from nothing.
+        history_length: N-1. Fewer given frames are padded at the old end by repeating the oldest; more are cut.
+        first_condition: (B, C, H, W), stands in for the missing past conditions when nothing is given.
+
+    Returns:
+        The history, with ``valid`` 1 where at least one frame was given.
+
+    Raises:
+        ShapeError: if conditions and frames disagree, or nothing at all was given.
+    """
+    if frames is None or frames.shape[1] == 0:
+        if first_condition is None:
+            raise ShapeError("a history from nothing needs first_condition")
+        b, _, h, w = first_condition.shape
+        past = first_condition.unsqueeze(1).expand(-1, history_length, -1, -1, -1)
+        return History(past, first_condition.new_zeros(b, history_length, 3, h, w), first_condition.new_zeros(b))
+    if conditions.shape[:2] != frames.shape[:2] or conditions.shape[-2:] != frames.shape[-2:]:
+        raise ShapeError(f"given conditions {tuple(conditions.shape)} and frames {tuple(frames.shape)} do not match")
+    return History(_last(conditions, history_length), _last(frames, history_length), frames.new_ones(frames.shape[0]))
+
+
+def _last(x: Tensor, count: int) -> Tensor:
+    """The newest ``count`` steps, padded at the old end by repetition."""
+    missing = count - x.shape[1]
+    if missing > 0:
+        x = torch.cat([x[:, :1].expand(-1, missing, *x.shape[2:]), x], dim=1)
+    return x[:, x.shape[1] - count :]
+
+
+def advance(history: History, condition: Tensor, frame: Tensor) -> History:
+    """History after ``frame`` was made from ``condition``: the oldest step leaves, this one enters."""
+    return History(
+        torch.cat([history.conditions[:, 1:], condition.unsqueeze(1)], dim=1),
+        torch.cat([history.frames[:, 1:], frame.unsqueeze(1)], dim=1),
+        torch.ones_like(history.valid),
+    )
+
+
+def detach(history: History) -> History:
+    """The same history cut from the graph."""
+    return History(*(x.detach() for x in history))
+
+
+def rollout(model: StepModel, conditions: Tensor, history: History) -> Iterator[FrameOutput]:
+    """Synthesise one frame for each condition, in order.
+
+    Args:
+        model: any step model.
+        conditions: (B, T, C, H, W).
+        history: state before the first of them.
+
+    Yields:
+        The output of each step.
+    """
+    for condition in conditions.unbind(1):
+        output, history = model.step(condition, history)
+        yield output

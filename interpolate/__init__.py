@@ -1,0 +1,1 @@
+"""Keyframe selection and motion-compensated fill-in. Runs without torch. May import the core."""

@@ -1,0 +1,1 @@
+"""Low-resolution, part-time generators. May import the core and teachers."""

@@ -1,0 +1,1 @@
+"""Full-time generators: sequential, full size, every frame. May import the core."""
