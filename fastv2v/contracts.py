@@ -52,12 +52,20 @@ class FrameOutput(NamedTuple):
 class StepModel(Protocol):
     """A generator of any kind: teacher, student, exported graph or engine."""
 
-    condition_channels: int
-    """C: channels of one encoded condition."""
-    history_length: int
-    """N-1: how many past steps ``step`` looks back on."""
-    size_multiple: int
-    """Height and width must be divisible by this."""
+    @property
+    def condition_channels(self) -> int:
+        """C: channels of one encoded condition."""
+        ...
+
+    @property
+    def history_length(self) -> int:
+        """N-1: how many past steps ``step`` looks back on."""
+        ...
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be divisible by this."""
+        ...
 
     def step(self, condition: Tensor, history: History) -> tuple[FrameOutput, History]:
         """Synthesise one frame from its condition (B, C, H, W) and the past; return it with the advanced history."""

