@@ -1,0 +1,290 @@
+"""Clips as tensors: single ones, whole sequences, and an endless, repeatable stream of training batches."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fastv2v.data.clip import Clip, ClipInfo
+from fastv2v.data.folder import FrameReader, VideoFolder
+from fastv2v.data.sampling import SamplingConfig, draw_clip, generator_at, start_counts
+from fastv2v.data.transforms import Geometry, draw_geometry, draw_scale
+from fastv2v.errors import ConfigError, DataError, FastV2VError
+
+logger = logging.getLogger(__name__)
+
+
+def read_clip(
+    folder: VideoFolder,
+    sequence_index: int,
+    indices: Sequence[int],
+    geometry: Geometry,
+    flip: bool = False,
+    *,
+    reader: FrameReader | None = None,
+) -> Clip:
+    """Read one clip.
+
+    Args:
+        folder: the data set.
+        sequence_index: which sequence.
+        indices: which frames of it, T of them.
+        geometry: what is done to every image and map.
+        flip: mirror the clip.
+        reader: reads the files and may remember them; a new one when ``None``.
+
+    Returns:
+        A clip with B = 1.
+
+    Raises:
+        DataError: if a file is damaged or disagrees with its neighbours.
+    """
+    reader = reader or FrameReader(folder, cache_mb=0)
+    if not indices:
+        raise DataError("a clip needs at least one frame")
+    arrays = reader.read(sequence_index, indices, geometry, flip)
+    sequence = folder.sequences[sequence_index]
+    info = ClipInfo(sequence.name, tuple(indices), tuple(sequence.stems[i] for i in indices), flip)
+    return Clip(
+        frames=_images_to_tensor(arrays["frames"]),
+        labels=_labels_to_tensor(arrays["labels"], folder) if "labels" in arrays else None,
+        instances=torch.from_numpy(arrays["instances"].astype(np.int32))[None] if "instances" in arrays else None,
+        maps=_images_to_tensor(arrays["maps"]) if "maps" in arrays else None,
+        info=(info,),
+    )
+
+
+def read_sequence(
+    folder: VideoFolder,
+    sequence_index: int,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    reader: FrameReader | None = None,
+) -> Clip:
+    """Read consecutive frames for testing: never mirrored, the crop in its middle position.
+
+    Args:
+        folder: the data set, of either phase.
+        sequence_index: which sequence.
+        start: first frame.
+        stop: one past the last frame; the end of the sequence when ``None``.
+        reader: as for ``read_clip``.
+
+    Returns:
+        A clip with B = 1.
+
+    Raises:
+        DataError: as ``read_clip``, and if the range is empty or leaves the sequence.
+        ConfigError: if the geometry is of a random mode.
+    """
+    reader = reader or FrameReader(folder, cache_mb=0)
+    size = reader.image_size(sequence_index, start)
+    sequence = folder.sequences[sequence_index]
+    stop = len(sequence) if stop is None else stop
+    if not start < stop <= len(sequence):
+        raise DataError(f"there are no frames {start}:{stop} in sequence '{sequence.name}' of {len(sequence)} frames")
+    geometry = draw_geometry(folder.config.geometry, size, None, "test")
+    return read_clip(folder, sequence_index, range(start, stop), geometry, reader=reader)
+
+
+def collate_clips(clips: Sequence[Clip]) -> Clip:
+    """Put clips of equal length and size into one batch.
+
+    Args:
+        clips: at least one, all with the same kinds of maps.
+
+    Returns:
+        The clips along the batch dimension, with the ``info`` of each.
+
+    Raises:
+        DataError: if lengths or sizes differ; the message names two sequences that do.
+    """
+    first = clips[0]
+    for clip in clips:
+        if clip.num_frames != first.num_frames or clip.size != first.size:
+            raise DataError(
+                f"one batch cannot hold {_describe(first)} and {_describe(clip)}; "
+                "choose a geometry that gives all sequences one size, such as 'exact', or a batch size of 1"
+            )
+    if len(clips) == 1:
+        return first
+
+    def joined(name: str) -> Tensor | None:
+        return None if getattr(first, name) is None else torch.cat([getattr(clip, name) for clip in clips])
+
+    return replace(
+        first,
+        frames=torch.cat([clip.frames for clip in clips]),
+        labels=joined("labels"),
+        instances=joined("instances"),
+        maps=joined("maps"),
+        info=tuple(info for clip in clips for info in clip.info),
+    )
+
+
+class ClipLoader:
+    """An endless stream of random training batches, the same every time.
+
+    Batch k depends on the data set, the settings and (seed, k) only: not on the number of workers, and not on the
+    batches before it, so that a run which resumes at step k sees what it would have seen. All clips of a batch, on all
+    ranks, share one length and one scale; step, crop and mirroring are drawn for each clip. Clips of a folder of the
+    phase ``test`` are never mirrored or cropped at random.
+    """
+
+    def __init__(
+        self,
+        folder: VideoFolder,
+        sampling: SamplingConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        cache_mb: float = 512,
+        rank: int = 0,
+        world_size: int = 1,
+        start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+    ) -> None:
+        """Check the settings; nothing is read yet.
+
+        Args:
+            folder: the data set.
+            sampling: what a clip is.
+            batch_size: clips of one step on all ranks together; each rank gets its own share of them.
+            seed: of the run.
+            num_workers: processes that read; 0 reads in this one.
+            prefetch: batches each worker keeps ready.
+            cache_mb: memory for images that were read, in each reading process; 0 for none.
+            rank: which share this process takes.
+            world_size: number of shares.
+            start_method: how workers are started; the platform's own way when ``None``.
+
+        Raises:
+            ConfigError: if the settings contradict each other.
+            DataError: if no sequence is as long as a clip.
+        """
+        if world_size < 1 or not 0 <= rank < world_size:
+            raise ConfigError(f"rank ({rank}) must lie below world_size ({world_size}), from 0 on")
+        if batch_size < 1 or batch_size % world_size:
+            raise ConfigError(f"batch_size ({batch_size}) must be a positive multiple of world_size ({world_size})")
+        if num_workers < 0 or prefetch < 1:
+            raise ConfigError(f"num_workers ({num_workers}) must be 0 or more and prefetch ({prefetch}) 1 or more")
+        too_short = int((start_counts(sampling, folder.lengths) == 0).sum())
+        if too_short and sampling.fixed_sequence is None:
+            logger.warning(
+                "%d of %d sequences are shorter than a clip of %d frames and are left out",
+                too_short,
+                len(folder.sequences),
+                sampling.num_frames,
+            )
+        share = batch_size // world_size
+        samples = range(rank * share, (rank + 1) * share)
+        self._batches = _Batches(folder, sampling, seed, samples, FrameReader(folder, cache_mb))
+        self._num_workers = num_workers
+        self._prefetch = prefetch
+        self._start_method = start_method
+
+    def batches(self, start_step: int = 0) -> Iterator[Clip]:
+        """Batches ``start_step``, ``start_step + 1``, ... without end.
+
+        Raises:
+            DataError: if a file turns out to be damaged, also where a worker reads it.
+        """
+        if start_step < 0:
+            raise ConfigError(f"start_step must be 0 or more, got {start_step}")
+        loader = DataLoader(
+            self._batches,
+            batch_size=None,
+            sampler=_Steps(start_step),
+            num_workers=self._num_workers,
+            prefetch_factor=self._prefetch if self._num_workers else None,
+            collate_fn=_unchanged,
+            worker_init_fn=_prepare_worker,
+            multiprocessing_context=self._start_method if self._num_workers else None,
+            # Of its own, lest every start of the loader advance the random state of the run.
+            generator=torch.Generator(),
+        )
+        for item in loader:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way out of a worker; raised there, it would arrive wrapped in the text of a traceback."""
+
+    error: FastV2VError
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """All steps from the first on: what the loader takes for a sampler."""
+
+    first: int
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.first)
+
+
+@dataclass
+class _Batches(Dataset[Any]):
+    """Batch k by its number."""
+
+    folder: VideoFolder
+    sampling: SamplingConfig
+    seed: int
+    samples: Iterable[int]
+    reader: FrameReader
+
+    def __getitem__(self, step: int) -> Clip | _Failure:
+        try:
+            scale = draw_scale(self.folder.config.geometry, generator_at(self.seed, "batch", step))
+            return collate_clips([self._clip(step, sample, scale) for sample in self.samples])
+        except FastV2VError as error:
+            return _Failure(error)
+
+    def _clip(self, step: int, sample: int, scale: int | None) -> Clip:
+        rng = generator_at(self.seed, "batch", step, "sample", sample)
+        request = draw_clip(self.sampling, self.folder.lengths, rng)
+        size = self.reader.image_size(request.sequence, request.start)
+        geometry = draw_geometry(self.folder.config.geometry, size, rng, self.folder.phase, scale=scale)
+        flip = request.flip and self.folder.phase == "train"
+        return read_clip(self.folder, request.sequence, request.indices, geometry, flip, reader=self.reader)
+
+
+def _images_to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """(T, H, W, 3) of 0 to 255 -> (1, T, 3, H, W) float32 in [-1, 1]."""
+    frames_TCHW = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return frames_TCHW.float().div_(127.5).sub_(1.0)[None]
+
+
+def _labels_to_tensor(labels: NDArray[np.integer[Any]], folder: VideoFolder) -> Tensor:
+    """(T, H, W) -> (1, T, H, W): uint8 where all ids of the data set fit, else int64, whatever the files hold."""
+    highest = max(folder.spec.num_classes - 1, folder.spec.ignore_id or 0)
+    return torch.from_numpy(labels.astype(np.uint8 if highest <= 255 else np.int64, copy=False))[None]
+
+
+def _describe(clip: Clip) -> str:
+    name = clip.info[0].sequence if clip.info else "a clip"
+    return f"'{name}' ({clip.num_frames} frames of {clip.size[1]}x{clip.size[0]})"
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _prepare_worker(_worker: int) -> None:
+    # Threads of OpenCV do not survive a fork, and workers share the cores already.
+    cv2.setNumThreads(0)

@@ -1,0 +1,125 @@
+"""Which frames make a training clip. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastv2v.errors import ConfigError, DataError
+from fastv2v.seed import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How training clips are drawn from sequences."""
+
+    num_frames: int = 8
+    """Frames of a clip, the history that a generator starts from included."""
+    max_step: int = 1
+    """Largest distance between neighbouring frames of a clip, in source frames; drawn from 1 to this, once a clip."""
+    flip: bool = True
+    """Mirror half of the clips. Switch off where left and right differ, as in poses and in writing."""
+    fixed_sequence: int | None = None
+    """Take every clip from this sequence, for learning one clip by heart on purpose."""
+    fixed_start: int | None = None
+    """Start every clip at this frame."""
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise ConfigError(f"num_frames must be at least 1, got {self.num_frames}")
+        if self.max_step < 1:
+            raise ConfigError(f"max_step must be at least 1, got {self.max_step}")
+        for name in ("fixed_sequence", "fixed_start"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ConfigError(f"{name} must be 0 or more, got {value}")
+
+
+class ClipRequest(NamedTuple):
+    """One drawn clip."""
+
+    sequence: int
+    """Position of the sequence in the folder."""
+    start: int
+    """First frame."""
+    step: int
+    """Distance between neighbouring frames."""
+    flip: bool
+    """Whether it is mirrored."""
+    indices: tuple[int, ...]
+    """All frames: ``start + i * step``."""
+
+
+def start_counts(config: SamplingConfig, sequence_lengths: Sequence[int]) -> NDArray[np.int64]:
+    """In how many places a clip of neighbouring frames can start in each sequence; 0 in one that is too short.
+
+    Args:
+        config: what a clip is.
+        sequence_lengths: frames of each sequence.
+
+    Returns:
+        Counts, (S,).
+
+    Raises:
+        DataError: if no sequence is long enough, or a fixed sequence or start does not exist.
+    """
+    lengths = np.asarray(sequence_lengths, dtype=np.int64)
+    if config.fixed_sequence is not None:
+        if config.fixed_sequence >= len(lengths):
+            raise DataError(f"fixed_sequence is {config.fixed_sequence} and there are {len(lengths)} sequences")
+        lengths = np.where(np.arange(len(lengths)) == config.fixed_sequence, lengths, 0)
+    need = config.num_frames + (config.fixed_start or 0)
+    counts = np.maximum(lengths - need + 1, 0)
+    if not counts.any():
+        at_start = f" from frame {config.fixed_start}" if config.fixed_start else ""
+        raise DataError(
+            f"no sequence is long enough: a clip of {config.num_frames} frames{at_start} needs at least {need}, and "
+            f"the longest of {len(sequence_lengths)} sequences has {int(lengths.max(initial=0))}; "
+            "add a longer sequence or lower num_frames"
+        )
+    return counts if config.fixed_start is None else np.minimum(counts, 1)
+
+
+def draw_clip(config: SamplingConfig, sequence_lengths: Sequence[int], rng: np.random.Generator) -> ClipRequest:
+    """Draw one clip.
+
+    A sequence is drawn in proportion to the number of places a clip can start in; then the step, uniformly from those
+    that fit; then the start, uniformly.
+
+    Args:
+        config: what a clip is.
+        sequence_lengths: frames of each sequence; those too short are left out.
+        rng: where the choice comes from.
+
+    Returns:
+        The clip.
+
+    Raises:
+        DataError: if no sequence is long enough, or a fixed sequence or start does not exist.
+    """
+    ends = np.cumsum(start_counts(config, sequence_lengths))
+    sequence = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
+    gaps = config.num_frames - 1
+    first = config.fixed_start or 0
+    usable = sequence_lengths[sequence] - first
+    widest = min(config.max_step, (usable - 1) // gaps) if gaps else 1
+    step = int(rng.integers(1, widest, endpoint=True))
+    start = first if config.fixed_start is not None else int(rng.integers(usable - gaps * step))
+    flip = bool(rng.random() < 0.5) and config.flip
+    return ClipRequest(sequence, start, step, flip, tuple(start + i * step for i in range(config.num_frames)))
+
+
+def generator_at(seed: int, *place: int | str) -> np.random.Generator:
+    """A random generator that depends on where it is used and on nothing that happened before.
+
+    Args:
+        seed: of the run.
+        place: for example batch and sample number.
+
+    Returns:
+        The same generator on every machine, another one for every place.
+    """
+    return np.random.default_rng(derive_seed(seed, *place))
