@@ -1,0 +1,114 @@
+"""A trained generator becomes a bundle that proved itself: graph, parity over a clip, checksums, measured engine."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from export.bundle import SELF_TEST, STEP_GRAPH, Cost, Manifest, Option, Parity, load_manifest, write_bundle
+from export.engines import REFERENCE, EngineGuard, Probe, check_warp, choose_engine, open_engine
+from export.onnx_graph import OPSET, compare_rollout, export_step, write_self_test
+from fastv2v.contracts import StepModel
+from fastv2v.data.conditions import ConditionSpec
+from fastv2v.errors import BundleError, ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleDetails:
+    """What a bundle says about a generator beyond its weights."""
+
+    task: str
+    """``street``, ``face``, ``pose``, ``world``, ``demo`` or a name of one's own."""
+    condition: ConditionSpec
+    """How the generator's condition is encoded."""
+    size: tuple[int, int]
+    """(height, width) of conditions and frames."""
+    keyframes: Mapping[str, Option]
+    """Fields of ``interpolate.keyframes.KeyframeConfig``."""
+    interpolation: Mapping[str, Option]
+    """``method`` and its options; see ``Manifest.interpolation``."""
+    fps: float
+    """Delivered frames per second of the training data."""
+    cost: Cost
+    """MACs of the student."""
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    """One RGB colour for each class."""
+    training_commit: str | None = None
+    """Commit that trained the generator."""
+    created_by: str = ""
+    """Program and version that writes the bundle."""
+
+
+def build_bundle(
+    model: StepModel,
+    folder: Path,
+    details: BundleDetails,
+    conditions: Tensor,
+    frames: Tensor | None = None,
+    *,
+    tolerance: float = 1e-3,
+    measure: bool = True,
+    guard: EngineGuard | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Export a generator, compare graph and module over a clip, write the bundle and choose its engine.
+
+    Args:
+        model: the trained generator, a torch module.
+        folder: where; its name ends in ``.v2v``.
+        details: what the bundle says about it.
+        conditions: encoded conditions of successive keyframes, (T, C, H, W), T of some dozens; none of them is shown
+            a real frame.
+        frames: the real frames of the same moments, (T, 3, H, W) in [-1, 1], to judge engines by.
+        tolerance: greatest difference allowed between graph and module, in units of [-1, 1].
+        measure: choose the engine by measurement on this machine; otherwise ``auto`` means ONNX Runtime.
+        guard: how much quality an engine may cost.
+        threads: CPU threads for the measurement, None for all.
+        overwrite: replace an earlier bundle of this name.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BundleError: if the graph strays from the module, or the folder exists.
+        ConfigError: if condition or size do not suit the model.
+        ShapeError: if conditions and frames do not suit each other.
+        MissingExtraError: if onnx, onnxscript or onnxruntime is not installed.
+    """
+    folder = Path(folder)
+    if details.condition.channels != model.condition_channels:
+        raise ConfigError(
+            f"the condition encodes to {details.condition.channels} channels and the generator takes "
+            f"{model.condition_channels}"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        step, self_test = Path(scratch, STEP_GRAPH), Path(scratch, SELF_TEST)
+        write_self_test(self_test)
+        check_warp(open_engine(REFERENCE, self_test, 1))
+        export_step(model, step, size=details.size)
+        difference = compare_rollout(model, open_engine(REFERENCE, step, threads), conditions)
+        if not difference <= tolerance:
+            raise BundleError(
+                f"the exported graph differs from {type(model).__name__} by {difference:.2g} over {len(conditions)} "
+                f"frames, more than {tolerance:g}; nothing was written"
+            )
+        manifest = Manifest(
+            name=folder.stem,
+            history_length=model.history_length,
+            parity=Parity(max_abs_diff=difference, frames=len(conditions)),
+            opset=OPSET,
+            **vars(details),
+        )
+        write_bundle(folder, manifest, {STEP_GRAPH: step, SELF_TEST: self_test}, overwrite=overwrite)
+    if measure:
+        real = None if frames is None else frames.cpu().numpy()
+        choose_engine(folder, Probe(conditions.cpu().numpy(), real), guard=guard, threads=threads)
+    return load_manifest(folder)

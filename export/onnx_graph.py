@@ -1,0 +1,363 @@
+"""From a torch generator to a stateless ONNX step graph, and the proof that both draw the same clip.
+
+The dynamo exporter is used. On a small generator (reflection padding, batch norm, transposed convolution, bilinear
+resize, ``grid_sample``) it wrote 54 nodes with every shape fixed and every batch norm folded; the older tracer wrote
+207 for the same network, 86 of them constants, kept the shape arithmetic of each padding and one batch norm behind the
+transposed convolution, and declared outputs of height 0. What dynamo leaves undone is done here: weights behind
+spectral or weight normalisation are computed once before the export, and the source paths it writes into every node are
+removed, so that equal weights give equal files.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+
+from export.engines import STEP_INPUTS, STEP_OUTPUTS, WARP_SELF_TEST, StepEngine
+from fastv2v.contracts import FrameOutput, History, StepModel
+from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
+from fastv2v.render import advance, rollout, start_history
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+log = logging.getLogger(__name__)
+
+OPSET = 18
+"""The newest operator set in which a bilinear ``GridSample`` still carries the name every engine understands."""
+_FIRST_RENAMED_OPSET = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphReport:
+    """What an exported graph is made of."""
+
+    opset: int
+    """Version of the default operator set."""
+    nodes: dict[str, int]
+    """How many nodes of each operator, most frequent first."""
+    outputs: tuple[str, ...]
+    """Names of the outputs, ``frame`` first."""
+
+
+class _StepGraph(nn.Module):
+    """A step with its state spread into four plain inputs, which is all that an ONNX graph can take."""
+
+    def __init__(self, model: StepModel, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = outputs
+
+    def forward(
+        self, condition: Tensor, history_conditions: Tensor, history_frames: Tensor, valid: Tensor
+    ) -> tuple[Tensor, ...]:
+        output, _ = self.model.step(condition, History(history_conditions, history_frames, valid))
+        return tuple(getattr(output, name) for name in self.outputs)
+
+
+def export_step(model: StepModel, path: Path, *, size: tuple[int, int], opset: int = OPSET) -> GraphReport:
+    """Write one step of a generator as an ONNX graph of fixed shapes: batch 1, float32, evaluation mode.
+
+    Inputs are ``condition`` (1, C, H, W), ``history_conditions`` (1, N-1, C, H, W), ``history_frames``
+    (1, N-1, 3, H, W) and ``valid`` (1,). Outputs are ``frame`` and those of ``hallucinated``, ``flow`` and
+    ``occlusion`` that the generator has. The model itself is left untouched.
+
+    Args:
+        model: a step model that is also a torch module.
+        path: the file to write; it appears complete or not at all.
+        size: (height, width) in pixels.
+        opset: ONNX operator set, 18 or newer; 20 and newer only for graphs without ``GridSample``.
+
+    Returns:
+        The operator set and the nodes of the written graph.
+
+    Raises:
+        ConfigError: if the size does not suit the model, or the operator set does not suit the graph.
+        BundleError: if the model cannot be exported or its graph is not valid.
+        MissingExtraError: if onnx or onnxscript is not installed.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"only a torch module can be exported, got {type(model).__name__}")
+    if size[0] % model.size_multiple or size[1] % model.size_multiple or min(size) < 1:
+        raise ConfigError(f"export size {size[0]}x{size[1]} must be a multiple of {model.size_multiple} both ways")
+    if opset < OPSET:
+        raise ConfigError(f"opset {opset} is too old: the exporter writes opset {OPSET} or newer")
+    deployed = cast(StepModel, _deployable(model))
+    example = _example_inputs(deployed, size)
+    proto = _trace(deployed, example, opset)
+    _check_graph(proto, opset, size)
+    _write_atomically(proto, Path(path))
+    nodes = dict(Counter(node.op_type for node in proto.graph.node).most_common())
+    outputs = tuple(output.name for output in proto.graph.output)
+    log.info("exported %s: opset %d, %d nodes, outputs %s", path, opset, sum(nodes.values()), ", ".join(outputs))
+    return GraphReport(opset=opset, nodes=nodes, outputs=outputs)
+
+
+def _deployable(model: nn.Module) -> nn.Module:
+    """A frozen float32 copy on the CPU whose weights are plain tensors."""
+    model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            _bake(module)
+        # The older forms of both normalisations are forward hooks, recognised by their class alone.
+        hooks: list[Any] = list(module._forward_pre_hooks.values())
+        for hook in hooks:
+            if type(hook).__name__ == "SpectralNorm":
+                remove_spectral_norm(module, hook.name)
+            elif type(hook).__name__ == "WeightNorm":
+                remove_weight_norm(module, hook.name)
+    return model
+
+
+def _bake(module: nn.Module) -> None:
+    """Turn computed weights into plain ones.
+
+    ``remove_parametrizations`` would do so by changing the module's class, which a copy shares with its original.
+    """
+    names = list(cast(Any, module.parametrizations))
+    weights = {name: getattr(module, name).detach().clone() for name in names}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+
+
+def _example_inputs(model: StepModel, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Inputs of the right shapes, in the order of ``STEP_INPUTS``."""
+    past = model.history_length
+    return (
+        torch.zeros(1, model.condition_channels, *size),
+        torch.zeros(1, past, model.condition_channels, *size),
+        torch.zeros(1, past, 3, *size),
+        torch.ones(1),
+    )
+
+
+def _trace(model: StepModel, example: tuple[Tensor, ...], opset: int) -> ModelProto:
+    """Run the exporter and strip what only its authors need."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the export needs {error.name}: pip install onnx onnxscript") from error
+    with torch.no_grad():
+        output, _ = model.step(example[0], History(*example[1:]))
+    names = _present(output)
+    graph = _StepGraph(model, names).eval()
+    try:
+        with warnings.catch_warnings(), _quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph,
+                example,
+                dynamo=True,
+                opset_version=opset,
+                optimize=True,
+                verbose=False,
+                input_names=list(STEP_INPUTS),
+                output_names=list(names),
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BundleError(f"{type(model).__name__}.step cannot be exported to ONNX: {reason}") from error
+    assert program is not None, "the dynamo exporter gives a program"
+    proto = program.model_proto
+    _strip(proto)
+    return proto
+
+
+def _present(output: FrameOutput) -> tuple[str, ...]:
+    """Names of the outputs a generator has; ``hallucinated`` counts only where it is not the frame itself."""
+    names = [name for name in STEP_OUTPUTS if getattr(output, name) is not None]
+    if output.hallucinated is output.frame:
+        names.remove("hallucinated")
+    return tuple(names)
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep the exporter's own progress out of the log; its errors arrive as exceptions."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strip(proto: ModelProto) -> None:
+    """Remove the exporter's notes: stack traces hold paths of the machine that exported."""
+    graph = proto.graph
+    values = chain(graph.input, graph.output, graph.value_info, graph.initializer)
+    for item in chain([proto, graph], graph.node, values):
+        del item.metadata_props[:]
+        item.doc_string = ""
+
+
+def _check_graph(proto: ModelProto, opset: int, size: tuple[int, int]) -> None:
+    """Refuse a graph that an engine would reject or, worse, run differently."""
+    import onnx
+
+    reached = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if reached != opset:
+        raise ConfigError(f"opset {opset} was asked for and the exporter wrote {reached}; choose {OPSET}")
+    _refuse_renamed_grid_sample(proto, reached)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BundleError(f"the exported graph is not valid ONNX: {error}") from error
+    for value in chain(proto.graph.input, proto.graph.output):
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if 0 in shape or (value.name != "valid" and tuple(shape[-2:]) != size):
+            raise BundleError(f"{value.name} of the exported graph has shape {shape}, not a fixed {size[0]}x{size[1]}")
+
+
+def _refuse_renamed_grid_sample(proto: ModelProto, opset: int) -> None:
+    """Opset 20 renamed ``bilinear`` to ``linear``; an engine that knows only the old name samples the nearest pixel."""
+    if opset >= _FIRST_RENAMED_OPSET and any(node.op_type == "GridSample" for node in proto.graph.node):
+        raise ConfigError(
+            f"opset {opset} cannot be used for a generator that warps: from opset {_FIRST_RENAMED_OPSET} on "
+            "GridSample's 'bilinear' is named 'linear', which TensorRT's parser silently samples as nearest; "
+            f"export at opset {OPSET}"
+        )
+
+
+def _write_atomically(proto: ModelProto, path: Path) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(proto.SerializeToString(deterministic=True))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_self_test(path: Path) -> None:
+    """Write the half-pixel warp every engine must pass before it is trusted (``export.engines.check_warp``).
+
+    One ``GridSample`` at opset 18, bilinear, border padding, corners aligned, whose picture and grid are inputs, so
+    that no engine can compute it ahead of time.
+
+    Args:
+        path: the file to write.
+    """
+    from onnx import TensorProto, helper
+
+    case = WARP_SELF_TEST
+    node = helper.make_node(
+        "GridSample", ["image", "grid"], ["warped"], mode="bilinear", padding_mode="border", align_corners=1
+    )
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, getattr(case, name).shape)
+        for name in ("image", "grid", "warped")
+    }
+    graph = helper.make_graph([node], "half_pixel_warp", [values["image"], values["grid"]], [values["warped"]])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    _write_atomically(proto, Path(path))
+
+
+class EngineStep:
+    """A step engine behind the torch contract, so that what rolls out modules also rolls out graphs.
+
+    Args:
+        engine: takes and gives arrays; batch 1.
+        condition_channels: C.
+        history_length: N-1.
+        size_multiple: what height and width must be divisible by.
+    """
+
+    def __init__(
+        self, engine: StepEngine, *, condition_channels: int, history_length: int, size_multiple: int = 1
+    ) -> None:
+        self.engine = engine
+        self.condition_channels = condition_channels
+        self.history_length = history_length
+        self.size_multiple = size_multiple
+
+    def step(self, condition: Tensor, history: History) -> tuple[FrameOutput, History]:
+        """Synthesise one frame.
+
+        Raises:
+            ShapeError: if the batch is not 1.
+        """
+        if condition.shape[0] != 1:
+            raise ShapeError(f"an engine takes one video at a time, got a batch of {condition.shape[0]}")
+        arrays = (x.detach().cpu().float().numpy() for x in (condition, *history))
+        made = {name: torch.from_numpy(x).to(condition.device) for name, x in self.engine.run(*arrays).items()}
+        frame = made["frame"]
+        output = FrameOutput(frame, made.get("hallucinated", frame), None, made.get("flow"), made.get("occlusion"))
+        return output, advance(history, condition, frame)
+
+
+def compare_rollout(
+    model: StepModel, engine: StepEngine, conditions: Tensor, seed_frames: Tensor | None = None
+) -> float:
+    """Greatest difference between module and engine over a whole clip, each fed its own frames.
+
+    A recurrent error grows with time, so one step proves little.
+
+    Args:
+        model: the module that was exported; put into evaluation mode for the comparison, and back.
+        engine: the graph in an engine.
+        conditions: encoded conditions, (T, C, H, W).
+        seed_frames: the first K real frames, (K, 3, H, W) in [-1, 1]; None or K = 0 starts from nothing.
+
+    Returns:
+        Greatest absolute difference of ``frame``, in units of [-1, 1].
+
+    Raises:
+        ShapeError: if no frame is left to synthesise.
+    """
+    given = 0 if seed_frames is None else seed_frames.shape[0]
+    if conditions.ndim != 4 or conditions.shape[0] <= given:
+        raise ShapeError(f"conditions {tuple(conditions.shape)} leave nothing to synthesise after {given} given frames")
+    twin = EngineStep(engine, condition_channels=model.condition_channels, history_length=model.history_length)
+    worst = 0.0
+    with torch.no_grad(), _evaluation(model):
+        batch = conditions.unsqueeze(0)
+        frames = None if seed_frames is None or not given else seed_frames.unsqueeze(0)
+        history = start_history(batch[:, :given], frames, model.history_length, first_condition=batch[:, 0])
+        for ours, theirs in zip(
+            rollout(model, batch[:, given:], history), rollout(twin, batch[:, given:], history), strict=True
+        ):
+            # Compared in numpy, whose maximum is NaN where any difference is: a broken engine must not look perfect.
+            difference = (ours.frame - theirs.frame).abs().cpu().numpy()
+            worst = float(np.maximum(worst, difference.max()))
+    return worst
+
+
+@contextmanager
+def _evaluation(model: StepModel) -> Iterator[None]:
+    """Evaluation mode for a while, where the model is a module."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

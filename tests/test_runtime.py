@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_step import TinyStep
+
+from export.bundle import (
+    Cost,
+    EngineChoice,
+    EngineMeasurement,
+    Manifest,
+    Parity,
+    load_manifest,
+    record_engine,
+    write_bundle,
+)
+from export.engines import OnnxRuntimeEngine, cpu_name
+from export.onnx_graph import export_step, write_self_test
+from export.runtime import ConditionMap, Stream, StreamError, open_bundle
+from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
+from fastv2v.errors import BundleError, ConfigError, DataError, MissingExtraError
+from fastv2v.render import rollout, start_history
+
+SIZE = (16, 24)
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = ConditionSpec(class_names=("road", "car", "tree", "sky"))
+
+
+def manifest(gap: int = 4, **changes) -> Manifest:
+    values = {
+        "name": "tiny",
+        "task": "street",
+        "condition": SPEC,
+        "size": SIZE,
+        "history_length": 2,
+        "keyframes": {"policy": "uniform", "gap": gap},
+        "interpolation": {"method": "blend"},
+        "fps": 17.0,
+        "parity": Parity(max_abs_diff=2e-6, frames=12),
+        "cost": Cost(macs_per_keyframe=1e6, macs_per_frame=2.5e5),
+    }
+    return Manifest(**values | changes)
+
+
+def label_maps(num_frames: int, seed: int = 0) -> list[np.ndarray]:
+    blocks = np.random.default_rng(seed).integers(0, 4, (num_frames, 2, 3), dtype=np.uint8)
+    return list(blocks.repeat(8, 1).repeat(8, 2))
+
+
+class FakeEngine:
+    """Fades from its last frame towards a colour of the condition; records what it was asked."""
+
+    name, precision = "fake", "f32"
+
+    def __init__(self, fail_at: int = -1, delay_s: float = 0.0) -> None:
+        self.fail_at, self.delay_s = fail_at, delay_s
+        self.calls: list[tuple[np.ndarray, ...]] = []
+        self.threads: set[int] = set()
+
+    def run(self, condition, history_conditions, history_frames, valid):
+        self.threads.add(threading.get_ident())
+        if len(self.calls) == self.fail_at:
+            raise RuntimeError("out of coffee")
+        time.sleep(self.delay_s)
+        self.calls.append(tuple(x.copy() for x in (condition, history_conditions, history_frames, valid)))
+        target = np.tanh(condition[:, :3] + 0.3 * history_conditions[:, 0, :3] - 0.5)
+        return {"frame": (0.5 * history_frames[:, -1] + 0.5 * target).astype(np.float32)}
+
+
+class RecordingEngine:
+    """Keeps the unrounded frames of another engine."""
+
+    def __init__(self, engine) -> None:
+        self.engine, self.name, self.precision = engine, engine.name, engine.precision
+        self.frames: list[np.ndarray] = []
+
+    def run(self, *inputs):
+        made = self.engine.run(*inputs)
+        self.frames.append(made["frame"])
+        return made
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A bundle no test may change."""
+    folder = tmp_path_factory.mktemp("source")
+    export_step(TinyStep(), folder / "step.onnx", size=SIZE)
+    write_self_test(folder / "selftest.onnx")
+    files = {name: folder / name for name in ("step.onnx", "selftest.onnx")}
+    write_bundle(folder / "tiny.v2v", manifest(), files)
+    return folder / "tiny.v2v"
+
+
+@pytest.fixture
+def bundle(source, tmp_path):
+    """A bundle for one test to change."""
+    files = {name: source / name for name in ("step.onnx", "selftest.onnx")}
+    write_bundle(tmp_path / "tiny.v2v", manifest(), files)
+    return tmp_path / "tiny.v2v"
+
+
+def torch_keyframes(labels: list[np.ndarray], seed_frame: np.ndarray | None) -> torch.Tensor:
+    """Frames (T, 3, H, W) the module itself makes of these conditions."""
+    conditions = torch.from_numpy(np.stack([encode_condition_numpy(SPEC, x) for x in labels]))[None]
+    given = 0 if seed_frame is None else 1
+    frames = None
+    if seed_frame is not None:
+        frames = (torch.from_numpy(seed_frame).permute(2, 0, 1).float() / 127.5 - 1)[None, None]
+    history = start_history(conditions[:, :given], frames, 2, first_condition=conditions[:, 0])
+    with torch.no_grad():
+        return torch.cat([out.frame for out in rollout(TinyStep().eval(), conditions[:, given:], history)])
+
+
+class TestAgainstTorch:
+    @pytest.mark.parametrize("seeded", [False, True])
+    def test_keyframes_equal_the_module_rolled_out(self, source, seeded):
+        labels = label_maps(21)
+        seed_frame = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8) if seeded else None
+        expected = torch_keyframes(labels[::4], seed_frame).numpy()
+        engine = RecordingEngine(OnnxRuntimeEngine(source / "step.onnx", 1))
+        with Stream(engine, load_manifest(source), seed_frame=seed_frame) as stream:
+            delivered = list(stream.frames(labels))
+        assert np.abs(np.concatenate(engine.frames) - expected).max() < 1e-4
+        keyframes = [d for d in delivered if d.is_keyframe]
+        assert [d.index for d in keyframes] == [0, 4, 8, 12, 16, 20]
+        if seeded:
+            assert np.array_equal(keyframes.pop(0).frame, seed_frame)
+        levels = (expected.transpose(0, 2, 3, 1) + 1) * 127.5
+        for keyframe, level in zip(keyframes, levels, strict=True):
+            assert keyframe.frame.dtype == np.uint8
+            assert np.abs(keyframe.frame - level).max() < 0.52
+
+
+class TestDelivery:
+    @pytest.mark.parametrize("overlap", [False, True])
+    @pytest.mark.parametrize("num_frames", range(1, 11))
+    def test_every_frame_comes_once_and_in_order(self, num_frames, overlap):
+        with Stream(FakeEngine(), manifest(), overlap=overlap) as stream:
+            delivered = list(stream.frames(label_maps(num_frames)))
+        assert [d.index for d in delivered] == list(range(num_frames))
+        assert all(d.frame.shape == (*SIZE, 3) for d in delivered)
+        expected = {i for i in range(num_frames) if i % 4 == 0} | {num_frames - 1}
+        assert {d.index for d in delivered if d.is_keyframe} == expected
+        assert stream.stats.frames == num_frames
+        assert stream.stats.keyframes == len(expected)
+
+    @pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+    @pytest.mark.parametrize("method", ["blend", "dis"])
+    def test_overlap_changes_no_pixel(self, policy, method):
+        made = []
+        for overlap in (False, True):
+            engine = FakeEngine(delay_s=0.002)
+            details = manifest(keyframes={"policy": policy, "gap": 3}, interpolation={"method": method})
+            with Stream(engine, details, overlap=overlap) as stream:
+                made.append(list(stream.frames(label_maps(12))))
+            assert (threading.get_ident() in engine.threads) == (not overlap)
+        for one, other in zip(*made, strict=True):
+            assert one.index == other.index
+            assert one.is_keyframe == other.is_keyframe
+            assert np.array_equal(one.frame, other.frame)
+
+    def test_without_overlap_a_gap_is_handed_over_with_its_last_keyframe(self):
+        stream = Stream(FakeEngine(), manifest(), overlap=False)
+        handed = [[d.index for d in stream.push(labels)] for labels in label_maps(6)]
+        assert handed == [[0], [], [], [], [1, 2, 3, 4], []]
+        assert [d.index for d in stream.flush()] == [5]
+        assert stream.flush() == []
+
+    def test_an_interpolated_frame_lies_between_its_keyframes(self):
+        frames = [d.frame.astype(int) for d in Stream(FakeEngine(), manifest(2)).frames(label_maps(3))]
+        assert np.abs(2 * frames[1] - frames[0] - frames[2]).max() <= 1
+
+    def test_history_keeps_unrounded_frames(self):
+        engine = FakeEngine()
+        list(Stream(engine, manifest(1)).frames(label_maps(4)))
+        second = engine.calls[2][2][0, -1]
+        assert not np.allclose(np.rint((second + 1) * 127.5), (second + 1) * 127.5, atol=1e-3)
+        first_valid, later_valid = engine.calls[0][3], engine.calls[1][3]
+        assert (first_valid, later_valid) == (0, 1)
+
+    def test_conditions_are_not_kept(self):
+        stream = Stream(FakeEngine(), manifest(), overlap=False)
+        for labels in label_maps(50):
+            stream.push(labels)
+            assert len(stream._waiting) <= 4
+
+    def test_a_caller_may_reuse_its_buffer(self):
+        labels = label_maps(9)
+        expected = [d.frame for d in Stream(FakeEngine(), manifest()).frames(labels)]
+        buffer = np.empty_like(labels[0])
+
+        def one_buffer():
+            for x in labels:
+                buffer[:] = x
+                yield buffer
+
+        made = [d.frame for d in Stream(FakeEngine(delay_s=0.005), manifest()).frames(one_buffer())]
+        assert np.array_equal(expected, made)
+
+    def test_a_restarted_stream_equals_a_new_one(self):
+        stream = Stream(FakeEngine(delay_s=0.002), manifest())
+        for labels in label_maps(6, seed=3):
+            stream.push(labels)
+        stream.restart()
+        again = list(stream.frames(label_maps(7)))
+        fresh = list(Stream(FakeEngine(), manifest()).frames(label_maps(7)))
+        assert all(np.array_equal(a.frame, b.frame) for a, b in zip(again, fresh, strict=True))
+        assert stream.stats.frames == 7
+
+    def test_an_empty_stream_delivers_nothing(self):
+        assert list(Stream(FakeEngine(), manifest()).frames([])) == []
+
+    def test_memory_of_a_wide_map_stream(self):
+        spec = ConditionSpec(kind="maps", map_channels=5)
+        maps = list(np.random.default_rng(0).random((5, 5, *SIZE), dtype=np.float32))
+        engine = FakeEngine()
+        delivered = list(Stream(engine, manifest(condition=spec), overlap=False).frames(maps))
+        assert len(delivered) == 5
+        assert np.array_equal(engine.calls[1][0][0], maps[4])
+
+    def test_instances_become_the_last_channel(self):
+        spec = ConditionSpec(class_names=("road", "car", "sky"), use_instances=True)
+        labels = np.zeros(SIZE, np.uint8)
+        instances = np.zeros(SIZE, np.uint16)
+        instances[:, 12:] = 7
+        for condition in ((labels, instances), ConditionMap(labels=labels, instances=instances)):
+            engine = FakeEngine()
+            list(Stream(engine, manifest(condition=spec)).frames([condition]))
+            edges = engine.calls[0][0][0, 3]
+            assert edges.sum() == 2 * SIZE[0]
+            assert (edges[:, 11:13] == 1).all()
+
+
+class TestFailures:
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_a_failing_keyframe_surfaces_after_the_frames_before_it(self, overlap):
+        delivered = []
+        with (
+            Stream(FakeEngine(fail_at=2), manifest(), overlap=overlap) as stream,
+            pytest.raises(StreamError, match="keyframe 8 could not be synthesised by fake: out of coffee") as caught,
+        ):
+            for frame in stream.frames(label_maps(30)):
+                delivered.append(frame.index)
+        assert delivered == [0, 1, 2, 3, 4]
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        with pytest.raises(StreamError, match="keyframe 8"):
+            stream.push(label_maps(1)[0])
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_a_failure_in_the_last_keyframe_surfaces_in_flush(self, overlap):
+        delivered = []
+        with (
+            Stream(FakeEngine(fail_at=2), manifest(), overlap=overlap) as stream,
+            pytest.raises(StreamError, match="6"),
+        ):
+            for frame in stream.frames(label_maps(7)):
+                delivered.append(frame.index)
+        assert delivered == [0, 1, 2, 3, 4]
+
+    def test_values_that_are_not_finite_are_refused(self):
+        class Overflowing(FakeEngine):
+            def run(self, *inputs):
+                return {"frame": np.full((1, 3, *SIZE), np.inf, np.float32)}
+
+        with pytest.raises(StreamError, match=r"keyframe 0 .* not finite; choose precision f32"):
+            list(Stream(Overflowing(), manifest()).frames(label_maps(2)))
+
+    @pytest.mark.parametrize(
+        ("bad", "problem"),
+        [
+            (np.zeros((8, 8), np.uint8), r"frame 2: label map has shape \(8, 8\) .* exported for \(16, 24\)"),
+            (np.full(SIZE, 4, np.uint8), "frame 2: label id 4 is out of range"),
+            (np.zeros(SIZE, np.float32), "frame 2: label map has values of type float32, expected integers"),
+            (ConditionMap(), "frame 2: label map is missing"),
+        ],
+    )
+    def test_a_bad_condition_is_refused_by_its_index_and_not_counted(self, bad, problem):
+        labels = label_maps(5)
+        stream = Stream(FakeEngine(), manifest(), overlap=False)
+        delivered = [d for x in labels[:2] for d in stream.push(x)]
+        with pytest.raises(DataError, match=problem):
+            stream.push(bad)
+        delivered += stream.frames(labels[2:])
+        expected = list(Stream(FakeEngine(), manifest()).frames(labels))
+        assert all(np.array_equal(a.frame, b.frame) for a, b in zip(delivered, expected, strict=True))
+
+    def test_an_ended_stream_takes_no_more(self):
+        stream = Stream(FakeEngine(), manifest())
+        list(stream.frames(label_maps(2)))
+        with pytest.raises(StreamError, match="has ended; restart it"):
+            stream.push(label_maps(1)[0])
+        stream.close()
+        with pytest.raises(StreamError, match="closed"):
+            stream.restart()
+
+    def test_a_seed_frame_of_another_size_is_refused(self):
+        with pytest.raises(DataError, match=r"seed frame: expected uint8 RGB of shape \(16, 24, 3\)"):
+            Stream(FakeEngine(), manifest(), seed_frame=np.zeros((8, 8, 3), np.uint8))
+
+    @pytest.mark.parametrize(
+        ("changes", "problem"),
+        [
+            ({"interpolation": {"method": "magic"}}, "interpolation method 'magic' is not one of dis, blend"),
+            ({"interpolation": {"method": "dis", "grade": "epic"}}, "interpolation: grade 'epic' is unknown"),
+            ({"interpolation": {"method": "dis", "colour": 1}}, "interpolation: .*colour"),
+            ({"keyframes": {"policy": "uniform", "gap": 0}}, "keyframes: .*gap"),
+            ({"keyframes": {"policy": "uniform", "gap": 2, "mood": 1}}, "keyframes: .*mood"),
+        ],
+    )
+    def test_a_manifest_of_unknown_parts_is_refused(self, changes, problem):
+        with pytest.raises(BundleError, match=problem):
+            Stream(FakeEngine(), manifest(**changes))
+
+
+def measured(*entries: tuple[str, str, float, bool], cpu: str | None = None) -> EngineChoice:
+    results = tuple(
+        EngineMeasurement(engine=e, precision=p, threads=1, median_ms=ms, accepted=ok, reason="")
+        for e, p, ms, ok in entries
+    )
+    best = results[0]
+    return EngineChoice(
+        engine=best.engine,
+        precision=best.precision,
+        median_ms=best.median_ms or 0.0,
+        cpu=cpu_name() if cpu is None else cpu,
+        measurements=results,
+    )
+
+
+class TestOpenBundle:
+    def test_without_a_measurement_the_reference_is_used_and_said(self, source, caplog):
+        with caplog.at_level(logging.INFO, "export"), open_bundle(source, threads=1) as stream:
+            assert (stream.engine.name, stream.engine.precision) == ("onnxruntime", "f32")
+        assert "using onnxruntime f32 with 1 threads: no engine was measured" in caplog.text
+
+    def test_the_measured_engine_is_used_and_said(self, bundle, caplog):
+        record_engine(bundle, measured(("openvino", "f32", 2.5, True), ("onnxruntime", "f32", 5.0, True)))
+        with caplog.at_level(logging.INFO, "export"), open_bundle(bundle, threads=1) as stream:
+            assert stream.engine.name == "openvino"
+        assert "the fastest accepted, 2.5 ms a keyframe on this processor" in caplog.text
+
+    def test_a_measurement_from_elsewhere_is_said(self, bundle, caplog):
+        record_engine(bundle, measured(("openvino", "f32", 2.5, True), cpu="Abacus 9"))
+        with caplog.at_level(logging.INFO, "export"):
+            open_bundle(bundle, threads=1).close()
+        assert "another processor (Abacus 9); measure again here" in caplog.text
+
+    def test_what_cannot_run_here_is_skipped_aloud(self, bundle, caplog, monkeypatch):
+        monkeypatch.setattr("export.engines._cpu_info", lambda: {"model name": "Old"})
+        results = measured(
+            ("openvino", "bf16", 1.0, True), ("openvino", "f32", 3.0, True), ("onnxruntime", "f32", 2.0, False)
+        )
+        record_engine(bundle, results)
+        with caplog.at_level(logging.INFO, "export"), open_bundle(bundle, threads=1) as stream:
+            assert (stream.engine.name, stream.engine.precision) == ("openvino", "f32")
+        assert "openvino bf16 cannot be used: this processor (Old) has neither" in caplog.text
+        assert "the next best, 3 ms" in caplog.text
+
+    def test_a_named_engine_is_taken_or_fails(self, source, monkeypatch):
+        with open_bundle(source, engine="openvino", threads=1) as stream:
+            assert (stream.engine.name, stream.engine.precision) == ("openvino", "f32")
+        with pytest.raises(ConfigError, match="no engine 'abacus'"):
+            open_bundle(source, engine="abacus")
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(MissingExtraError, match="pip install openvino"):
+            open_bundle(source, engine="openvino")
+
+    def test_no_engine_at_all_lists_the_reasons(self, source, monkeypatch):
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(BundleError, match=r"no engine can run .*pip install onnxruntime.*pip install openvino"):
+            open_bundle(source)
+
+    def test_a_damaged_bundle_is_not_opened(self, bundle):
+        data = bytearray((bundle / "step.onnx").read_bytes())
+        data[100] ^= 1
+        (bundle / "step.onnx").write_bytes(data)
+        with pytest.raises(BundleError, match=r"step\.onnx is damaged"):
+            open_bundle(bundle)
+
+    def test_a_bundle_streams_without_torch(self, source):
+        code = (
+            "import sys\n"
+            "sys.modules.update(torch=None, onnx=None)\n"
+            "import numpy as np\n"
+            "from export.runtime import open_bundle\n"
+            f"with open_bundle({str(source)!r}, threads=1) as stream:\n"
+            "    frames = list(stream.frames(np.zeros((6, 16, 24), np.uint8)))\n"
+            "print(len(frames), int(sum(f.frame.astype(int).sum() for f in frames)))\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+        with open_bundle(source, threads=1) as stream:
+            here = list(stream.frames(np.zeros((6, 16, 24), np.uint8)))
+        assert done.stdout.split() == ["6", str(int(sum(f.frame.astype(int).sum() for f in here)))]
+
+    def test_the_manifest_travels_with_the_stream(self, source):
+        with open_bundle(source, threads=1) as stream:
+            assert replace(stream.manifest, files={}) == manifest()
