@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -156,11 +157,12 @@ class VideoObjective(nn.Module):
                 3 * window + 2 * (window - 1), config.temporal_discriminator
             )
 
-    def weights(self, *, uses_flow: bool) -> dict[str, dict[str, float]]:
+    def weights(self, *, uses_flow: bool, more: Mapping[str, float] | None = None) -> dict[str, dict[str, float]]:
         """Weights by player and term, for the terms that ``chunk_losses`` gives.
 
         Args:
             uses_flow: whether the generator has a flow branch.
+            more: further generator terms a task adds, with their weights.
         """
         flow_terms = {"flow", "flow_warp", "occlusion"}
         generator = {
@@ -168,6 +170,7 @@ class VideoObjective(nn.Module):
             for f in fields(LossWeights)
             if getattr(self.config.weights, f.name) > 0 and (uses_flow or f.name not in flow_terms)
         }
+        generator.update(more or {})
         return {"generator": generator, **{name: {"fake": 0.5, "real": 0.5} for name in self.discriminators}}
 
     def reference(self, conditions: Tensor, frames: Tensor) -> Reference:

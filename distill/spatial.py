@@ -1,0 +1,127 @@
+"""Spatial distillation: a low-resolution student learns to draw what the full-size teacher draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distill.teacher import check_pair, teacher_rollout
+from distill.terms import DistillWeights, distill_mask
+from fastv2v.contracts import Losses
+from fastv2v.data.clip import Clip
+from fastv2v.data.conditions import ConditionSpec
+from fastv2v.errors import ConfigError
+from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
+from fastv2v.losses.rollout import RolloutConfig, draw_start, training_rollout
+from fastv2v.nn.composite import CompositeGenerator
+from fastv2v.ops.labels import encode_clip
+from fastv2v.render import render_clip
+from fastv2v.score import clip_psnr
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialConfig:
+    """How a student is distilled spatially."""
+
+    weights: DistillWeights = field(default_factory=DistillWeights)
+    """Weights of the distillation terms, on top of the objective's."""
+    mask: Literal["none", "motion", "confidence"] = "none"
+    """What the distillation terms are weighted by: nothing, the motion's magnitude, or the flow's confidence."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """vid2vid's losses, which stay active."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Starts and truncation of the rollouts."""
+
+    def __post_init__(self) -> None:
+        if self.weights.kd_temporal or self.weights.kd_flow:
+            raise ConfigError("kd_temporal and kd_flow belong to temporal distillation; leave them 0 here")
+
+
+class SpatialTask:
+    """Teacher and student roll out the same clip, each from its own history; the student follows.
+
+    Args:
+        student: the generator that is trained.
+        teacher: frozen.
+        spec: how conditions are encoded.
+        objective: losses and discriminators; the discriminators go on from the teacher's.
+        config: distillation settings.
+
+    Raises:
+        ConfigError: if teacher and student take different conditions.
+
+    Source:
+        Spatial knowledge distillation of Zhuo et al., "Fast-Vid2Vid", ECCV 2022.
+    """
+
+    def __init__(
+        self,
+        student: CompositeGenerator,
+        teacher: CompositeGenerator,
+        spec: ConditionSpec,
+        objective: VideoObjective,
+        config: SpatialConfig,
+    ) -> None:
+        check_pair(student, teacher)
+        if student.history_length != teacher.history_length:
+            raise ConfigError(
+                f"teacher and student must look back equally far, got {teacher.history_length} and "
+                f"{student.history_length} past frames"
+            )
+        self.student, self.teacher = student, teacher
+        self.spec, self.objective, self.config = spec, objective, config
+        self.players: Mapping[str, nn.Module] = {"generator": student, **objective.discriminators}
+        self.weights: Mapping[str, Mapping[str, float]] = objective.weights(
+            uses_flow=student.config.use_flow, more=config.weights.active()
+        )
+
+    def step(self, clip: Clip, rng: torch.Generator) -> Iterator[Losses]:
+        """Losses of every player, chunk after chunk."""
+        conditions = encode_clip(self.spec, clip)
+        reference = self.objective.reference(conditions, clip.frames)
+        start = draw_start(self.config.rollout, rng)
+        goal = teacher_rollout(self.teacher, conditions, clip.frames, start).frame
+        past: list[Tensor] = []
+        for chunk in training_rollout(self.student, conditions, clip.frames, start, self.config.rollout):
+            losses = self.objective.chunk_losses(chunk, reference, past)
+            first, count = chunk.start, chunk.output.frame.shape[1]
+            mask = distill_mask(
+                self.config.mask,
+                reference.flow[:, first - 1 : first - 1 + count],
+                reference.confidence[:, first - 1 : first - 1 + count],
+            )
+            offset = first - self.student.history_length
+            losses["generator"].update(self._terms(chunk.output.frame, goal[:, offset : offset + count], mask))
+            yield losses
+            past = [*past, *chunk.output.frame.detach().unbind(1)][-(self.objective.config.temporal_window - 1) :]
+
+    def _terms(self, made: Tensor, goal: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        """Distillation terms of one chunk, (B, n, 3, H, W) each."""
+        if mask is not None:
+            made, goal = made * mask, goal * mask
+        terms = {}
+        if self.config.weights.kd_reconstruction > 0:
+            terms["kd_reconstruction"] = (made - goal).abs().mean()
+        if self.config.weights.kd_perceptual > 0:
+            if self.objective.perceptual is None:
+                raise ConfigError("kd_perceptual needs the perceptual network")
+            terms["kd_perceptual"] = self.objective.perceptual(made.flatten(0, 1), goal.flatten(0, 1))
+        return terms
+
+    def sample(self, clip: Clip) -> Mapping[str, Tensor]:
+        """Real, teacher and student, each rolled out from the first real frame."""
+        conditions = encode_clip(self.spec, clip)
+        return {
+            "real": clip.frames,
+            "teacher": render_clip(self.teacher, conditions, clip.frames[:, :1]),
+            "student": render_clip(self.student, conditions, clip.frames[:, :1]),
+        }
+
+    def evaluate(self, clip: Clip) -> Mapping[str, float]:
+        """PSNR in dB against the real frames of the student's rollout from the first real frame."""
+        frames = render_clip(self.student, encode_clip(self.spec, clip), clip.frames[:, :1])
+        return {"psnr": clip_psnr(frames[:, 1:], clip.frames[:, 1:])}
