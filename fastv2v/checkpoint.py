@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fastv2v.errors import CheckpointError
@@ -61,18 +61,18 @@ def save_checkpoint(
     content = json.dumps({"format": _FORMAT, "step": step, **state, "files": files}, indent=1)
     write_bytes(temporary / "state.json", content.encode())
     _sync_folder(temporary)
-    if final.exists():
-        final.rename(checkpoints / f".{final.name}.old")
+    _discard(final)
     temporary.rename(final)
     _sync_folder(checkpoints)
     return final
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as one safetensors file and wait until they are on disk."""
-    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, file)
-    with file.open("rb+") as written:
-        os.fsync(written.fileno())
+    """Write named tensors as one safetensors file, whole or not at all."""
+    # Copies, since the format refuses tensors that share memory; through bytes, since its own writer makes files that
+    # only their owner may read.
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    write_bytes(file, save(plain))
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
@@ -135,11 +135,19 @@ def latest_checkpoint(run: Path | str) -> Path | None:
 
 
 def best_checkpoint(run: Path | str) -> Path | None:
-    """The complete checkpoint with the best evaluation so far, or None where nothing was evaluated yet."""
+    """The checkpoint with the best evaluation so far, or None where nothing was evaluated yet.
+
+    Raises:
+        CheckpointError: if it is gone or damaged.
+    """
     latest = latest_checkpoint(run)
     best = read_state(latest).get("best") if latest else None
-    folder = Path(run) / "checkpoints" / checkpoint_name(best["step"]) if best else None
-    return folder if folder and _is_complete(folder) else None
+    if best is None:
+        return None
+    folder = Path(run) / "checkpoints" / checkpoint_name(best["step"])
+    if not _is_complete(folder):
+        raise CheckpointError(f"the best checkpoint, {folder}, is gone or damaged; ask for the latest instead")
+    return folder
 
 
 def find_checkpoint(path: Path | str, which: Literal["best", "latest"] = "best") -> Path:
@@ -150,7 +158,7 @@ def find_checkpoint(path: Path | str, which: Literal["best", "latest"] = "best")
         which: which one of a run; ``best`` is the latest where nothing was evaluated.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or the best one is damaged.
     """
     path = Path(path)
     if _is_complete(path):
@@ -194,7 +202,7 @@ def prune_checkpoints(run: Path | str, keep: int, best_step: int | None = None) 
     """Delete all complete checkpoints but the newest ``keep`` and the best."""
     for folder in list_checkpoints(run)[:-keep]:
         if best_step is None or folder.name != checkpoint_name(best_step):
-            shutil.rmtree(folder)
+            _discard(folder)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -253,6 +261,12 @@ def _is_complete(folder: Path) -> bool:
         if folder.name.startswith("step-"):
             _LOG.warning("ignoring the incomplete checkpoint %s", folder)
         return False
+
+
+def _discard(folder: Path) -> None:
+    """Delete a checkpoint, under a name that no longer counts: a kill halfway must not leave half a checkpoint."""
+    if folder.exists():
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old")))
 
 
 def _sync_folder(folder: Path) -> None:

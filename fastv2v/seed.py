@@ -79,8 +79,9 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     before = (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark)
     if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it and reads it nowhere else
-    torch.use_deterministic_algorithms(enabled)
-    cudnn.deterministic, cudnn.benchmark = enabled, not enabled
+        torch.use_deterministic_algorithms(True)
+    if not before[0]:  # who asked for determinism outside keeps it
+        cudnn.deterministic, cudnn.benchmark = enabled, not enabled
     try:
         yield
     finally:

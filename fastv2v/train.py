@@ -205,6 +205,7 @@ class _Session:
         decay = config.ema_decay
         self._ema = Ema(task.players[ema_player], decay) if decay is not None else None
         self._window = _LossWindow()
+        self._idle = set(self._players)
         self._window_frames, self._window_s = 0, 0.0
         self._started_at, self._started_s, self._started_done = time.monotonic(), 0.0, 0.0
 
@@ -296,7 +297,8 @@ class _Session:
     def _gradients(self, losses: Losses) -> dict[str, list[Tensor | None]]:
         """Every player's gradients from its own losses, all taken before anything is updated.
 
-        A chunk may leave a player out, which then is not updated.
+        A player that a chunk leaves out, or gives constant terms only, is not updated: a discriminator of several
+        frames has nothing to say about the first.
         """
         if unknown := sorted(losses.keys() - self._players.keys()):
             raise ConfigError(f"the task gave losses for {unknown}, which are not players: {sorted(self._players)}")
@@ -309,9 +311,11 @@ class _Session:
             self._window.add(self.step, name, {**terms, "total": total})
             scaled = total if player.scaler is None else player.scaler.scale(total)
             parameters = list(player.parameters.values())
-            gradients = player_gradients(scaled, parameters, retain_graph=left > 0) if total.requires_grad else []
+            if not total.requires_grad:
+                continue
+            gradients = player_gradients(scaled, parameters, retain_graph=left > 0)
             if all(gradient is None for gradient in gradients):
-                raise ConfigError(f"the losses of {name} depend on none of its parameters; leave it out of this chunk")
+                raise ConfigError(f"the losses of {name} depend on none of its parameters, only on those of others")
             result[name] = gradients
         return result
 
@@ -321,6 +325,7 @@ class _Session:
         parameters = list(player.parameters.values())
         for parameter, gradient in zip(parameters, self._device.average_gradients(gradients, parameters), strict=True):
             parameter.grad = gradient
+        self._idle.discard(name)
         if player.scaler is not None:
             player.scaler.unscale_(player.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -341,6 +346,8 @@ class _Session:
         began = time.monotonic()
         values = self._window.drain(self._device)
         self._window_s += time.monotonic() - began
+        if self._idle:
+            _LOG.warning("step %d: no loss has reached %s so far", self.step, ", ".join(sorted(self._idle)))
         for name, player in self._players.items():
             if player.scaler is not None:
                 values[f"{name}/loss_scale"] = player.scaler.get_scale()

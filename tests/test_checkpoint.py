@@ -72,7 +72,11 @@ class TestCheckpointFolders:
         assert [read_state(folder)["step"] for folder in list_checkpoints(tmp_path)] == [2, 5, 6]
         assert read_state(best_checkpoint(tmp_path))["step"] == 2
         assert read_state(find_checkpoint(tmp_path))["step"] == 2
+        assert not any((tmp_path / "checkpoints").glob(".*"))
         assert read_state(find_checkpoint(tmp_path, "latest"))["step"] == 6
+        (best_checkpoint(tmp_path) / "state.json").unlink()
+        with pytest.raises(CheckpointError, match="step-00000002, is gone or damaged"):
+            find_checkpoint(tmp_path)
 
     def test_averaged_weights_are_preferred(self, tmp_path):
         tensors = {"generator": {"w": torch.ones(1)}, "ema": {"w": torch.ones(1)}, "d": {"w": torch.ones(1)}}

@@ -346,7 +346,6 @@ class TestFit:
                 lambda losses: {**losses, "critic": losses["generator"]},
                 r"losses for \['critic'\], which are not players",
             ),
-            (lambda losses: {"discriminator": {"gan": torch.tensor(1.0)}}, "depend on none of its parameters"),
             (
                 lambda losses: {"generator": {"gan": losses["discriminator"]["gan"], "l1": torch.zeros(())}},
                 "losses of generator depend on none of its parameters",
@@ -361,12 +360,16 @@ class TestFit:
         with pytest.raises(ConfigError, match=message):
             train(tmp_path, task=Odd())
 
-    def test_a_chunk_may_leave_a_player_out(self, tmp_path):
+    @pytest.mark.parametrize("losses_of_other", [{}, {"discriminator": {"gan": torch.zeros(())}}])
+    def test_a_player_without_losses_is_not_updated_and_told(self, tmp_path, caplog, losses_of_other):
         class Alone(ToyTask):
             def step(self, clip, rng):
-                return ({"generator": losses["generator"]} for losses in super().step(clip, rng))
+                return ({"generator": losses["generator"], **losses_of_other} for losses in super().step(clip, rng))
 
-        assert train(tmp_path, task=Alone())[0].step == 8
+        before = [p.detach().clone() for p in ToyTask().players["discriminator"].parameters()]
+        result, task = train(tmp_path, task=Alone())
+        assert result.step == 8 and "no loss has reached discriminator" in caplog.text
+        assert all(map(torch.equal, before, task.players["discriminator"].parameters()))
 
     def test_players_must_be_trainable_and_well_named(self, tmp_path):
         task = ToyTask()
