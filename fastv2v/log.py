@@ -81,7 +81,11 @@ class BarProgress:
 
     def report(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Show the newest numbers."""
-        self._latest[kind] = " ".join(f"{name} {value:.3g}" for name, value in values.items())
+        self._latest[kind] = " ".join(
+            f"{name.removeprefix('generator/')} {value:.3g}"
+            for name, value in values.items()
+            if not name.endswith(("/total", "/grad_norm"))  # these are for the curves
+        )
         if self._bar is None:
             self._stream.write(f"{self._title}: {self._head}  {kind}: {self._latest[kind]}\n")
             self._stream.flush()

@@ -162,6 +162,7 @@ def fit(
         clips = batches(session.step * device.gradient_accumulation)
         while not session.is_over():
             session.train_step([_take(clips, session.step) for _ in range(device.gradient_accumulation)])
+            progress.advance(session.step, session.done(), session.left_s())
             improved = False
             if session.due(config.log_every):
                 progress.report(session.step, "train", session.report())
@@ -172,7 +173,6 @@ def fit(
                 session.sample(sample_clip)
             if improved or session.due(config.checkpoint_every):
                 session.save()
-            progress.advance(session.step, session.done(), session.left_s())
     return FitResult(session.step, session.elapsed_s, session.best, session.metrics)
 
 

@@ -478,7 +478,7 @@ class TestBarProgress:
         bar = BarProgress("teacher", stream)
         bar.start(10, 0)
         bar.advance(5, 0.5, 65.0)
-        bar.report(5, "train", {"gan": 0.123456, "lr": 2e-4})
+        bar.report(5, "train", {"generator/gan": 0.123456, "generator/total": 9, "lr": 2e-4})
         bar.close()
         assert stream.getvalue() == "teacher: step 5/10, 1:05 left  train: gan 0.123 lr 0.0002\n"
 
