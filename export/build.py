@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from export.bundle import SELF_TEST, STEP_GRAPH, Cost, Manifest, Option, Parity, load_manifest, write_bundle
-from export.engines import REFERENCE, EngineGuard, Probe, check_warp, choose_engine, open_engine
+from export.choose import EngineGuard, Probe, choose_engine
+from export.engines import REFERENCE, check_warp, open_engine
 from export.onnx_graph import OPSET, compare_rollout, export_step, write_self_test
 from fastv2v.contracts import StepModel
 from fastv2v.data.conditions import ConditionSpec
@@ -78,7 +79,8 @@ def build_bundle(
         The manifest as written.
 
     Raises:
-        BundleError: if the graph strays from the module, or the folder exists.
+        BundleError: if the graph strays from the module, or the folder exists. A generator that instance-normalises
+            the empty history strays by nature: over constant features the norm divides rounding errors by almost zero.
         ConfigError: if condition or size do not suit the model.
         ShapeError: if conditions and frames do not suit each other.
         MissingExtraError: if onnx, onnxscript or onnxruntime is not installed.

@@ -1,4 +1,4 @@
-"""Engines that run a step graph on arrays, and the choice among them by measurement. Runs without torch.
+"""Engines that run a step graph on arrays. Runs without torch.
 
 Every engine samples a half-pixel warp before it is used: engines have been known to sample the nearest pixel without a
 word, which no shape check notices.
@@ -6,13 +6,10 @@ word, which no shape check notices.
 
 from __future__ import annotations
 
-import logging
-import math
+import functools
 import os
-import statistics
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,18 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import (
-    SELF_TEST,
-    STEP_GRAPH,
-    EngineChoice,
-    EngineMeasurement,
-    load_manifest,
-    record_engine,
-)
-from export.history import ArrayHistory
+from export.bundle import SELF_TEST, STEP_GRAPH
+from fastv2v.environment import describe_machine, has_fast_bf16
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
-
-log = logging.getLogger(__name__)
 
 STEP_INPUTS = ("condition", "history_conditions", "history_frames", "valid")
 STEP_OUTPUTS = ("frame", "hallucinated", "flow", "occlusion")
@@ -93,7 +81,7 @@ class GraphEngine(ABC):
         if not Path(path).is_file():
             raise BundleError(f"{path} is missing; export it first")
         self.path = Path(path)
-        self.threads = threads or usable_threads()
+        self.threads = threads or this_machine()["cores"]
         self.precision = precision
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Shape of every input of the graph."""
@@ -161,7 +149,7 @@ class OpenVINOEngine(GraphEngine):
             raise MissingExtraError("OpenVINO is not installed: pip install openvino") from error
         if precision == "bf16" and not has_fast_bf16():
             raise BundleError(
-                f"this processor ({cpu_name()}) has neither amx_bf16 nor avx512_bf16; choose precision f32"
+                f"this processor ({this_machine()['cpu']}) has neither amx_bf16 nor avx512_bf16; choose precision f32"
             )
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -231,40 +219,10 @@ def available_candidates() -> tuple[Candidate, ...]:
     return tuple(c for c in candidates if c.engine in available_engines())
 
 
-def usable_threads() -> int:
-    """CPU cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-_CPU_INFO = Path("/proc/cpuinfo")
-_CPU_FEATURES = ("amx_bf16", "amx_fp16", "amx_int8", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni", "avx2")
-
-
-def _cpu_info() -> dict[str, str]:
-    """Facts of the first processor; empty on systems that do not publish them this way."""
-    if not _CPU_INFO.is_file():
-        return {}
-    first = _CPU_INFO.read_text(encoding="utf-8").split("\n\n", 1)[0]
-    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
-
-
-def cpu_name() -> str:
-    """Model name of the processor, or ``unknown``."""
-    return _cpu_info().get("model name", "unknown")
-
-
-def cpu_features() -> tuple[str, ...]:
-    """Low-precision and matrix features of the processor, most valuable first."""
-    flags = _cpu_info().get("flags", "").split()
-    return tuple(feature for feature in _CPU_FEATURES if feature in flags)
-
-
-def has_fast_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself."""
-    return bool({"amx_bf16", "avx512_bf16"} & set(cpu_features()))
+@functools.cache
+def this_machine() -> Mapping[str, Any]:
+    """``fastv2v.environment.describe_machine``, asked once: it may start other programs."""
+    return describe_machine()
 
 
 def open_engine(candidate: Candidate, path: Path, threads: int | None = None) -> GraphEngine:
@@ -348,185 +306,3 @@ def check_warp(engine: GraphEngine) -> None:
             f"{engine.name} {engine.precision} warps wrongly here (off by {error:.2f} on a half-pixel shift, "
             "as nearest sampling would be); choose another engine or update it"
         )
-
-
-def roll_out(
-    engine: StepEngine, conditions: Array, history_length: int, seed_frame: Array | None = None
-) -> Iterator[Array]:
-    """Synthesise a frame for each condition, feeding the engine its own frames.
-
-    Args:
-        engine: the step.
-        conditions: encoded conditions, (T, C, H, W).
-        history_length: N-1.
-        seed_frame: the real frame of the first condition, (3, H, W) in [-1, 1]; that condition is then not synthesised.
-
-    Yields:
-        Frames (3, H, W) in [-1, 1].
-    """
-    history = ArrayHistory(conditions[0], history_length, seed_frame)
-    for condition in conditions[0 if seed_frame is None else 1 :]:
-        made = engine.run(condition[None], history.conditions, history.frames, history.valid)
-        frame = made["frame"][0]
-        history.advance(condition, frame)
-        yield frame
-
-
-class Probe(NamedTuple):
-    """The clip on which engines are measured."""
-
-    conditions: Array
-    """Encoded conditions of successive keyframes, (T, C, H, W)."""
-    frames: Array | None = None
-    """The real frames of the same moments, (T, 3, H, W) in [-1, 1]; without them only parity can be judged."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineGuard:
-    """How much quality an engine may cost."""
-
-    max_psnr_loss_db: float = 0.5
-    """Greatest loss of PSNR to the real frames, against ONNX Runtime in float32 (used when real frames are given)."""
-    min_parity_psnr_db: float = 35.0
-    """Least PSNR between its frames and those of ONNX Runtime in float32 (used when no real frames are given). An error
-    independent of the student's own costs 10 log10(1 + 10^((student - parity) / 10)) dB: 0.5 dB at 35 dB parity for a
-    student at 26 dB."""
-
-    def __post_init__(self) -> None:
-        if self.max_psnr_loss_db < 0:
-            raise ConfigError(f"max_psnr_loss_db must not be negative, got {self.max_psnr_loss_db}")
-
-
-def _psnr(a: Array, b: Array) -> float:
-    """PSNR of values in [-1, 1], whose peak-to-peak is 2; infinite where they are equal."""
-    mse = float(np.mean(np.square(a.astype(np.float64) - b)))
-    return math.inf if mse == 0 else 10 * math.log10(4 / mse)
-
-
-class _Trial(NamedTuple):
-    """Frames and step times of one candidate."""
-
-    frames: Array
-    milliseconds: list[float]
-
-
-_WARM_UP_STEPS = 2
-
-
-def _try(engine: StepEngine, probe: Probe, history_length: int) -> _Trial:
-    """Roll the probe out once and time each step after the warm-up."""
-    times: list[float] = []
-    first = ArrayHistory(probe.conditions[0], history_length)
-    for _ in range(_WARM_UP_STEPS):
-        engine.run(probe.conditions[:1], first.conditions, first.frames, first.valid)
-    frames = []
-    steps = roll_out(engine, probe.conditions, history_length)
-    for _ in probe.conditions:
-        start = time.perf_counter()
-        frames.append(next(steps))
-        times.append(1000 * (time.perf_counter() - start))
-    return _Trial(np.stack(frames), times)
-
-
-def choose_engine(
-    folder: Path,
-    probe: Probe,
-    *,
-    candidates: Sequence[Candidate] | None = None,
-    guard: EngineGuard | None = None,
-    threads: int | None = None,
-    opener: Callable[[Candidate, Path, int | None], GraphEngine] = open_tested_engine,
-) -> EngineChoice:
-    """Measure engines on this machine, choose the fastest that keeps the quality, and write both into the manifest.
-
-    Each candidate rolls the probe out on its own frames, so that errors may grow as they would in use. The time of a
-    step includes shifting the history. ONNX Runtime in float32 is always measured first and always acceptable.
-
-    Args:
-        folder: the bundle.
-        probe: a clip, best of a few dozen keyframes.
-        candidates: what to measure; None takes all that can run here.
-        guard: how much quality may be lost.
-        threads: CPU threads for each candidate, None for all.
-        opener: opens a candidate on the bundle.
-
-    Returns:
-        The choice with every measurement.
-
-    Raises:
-        BundleError: if the bundle is damaged.
-        MissingExtraError: if ONNX Runtime is not installed.
-        ShapeError: if the probe does not suit the bundle.
-    """
-    folder, guard = Path(folder), guard or EngineGuard()
-    manifest = load_manifest(folder)
-    wanted = (manifest.condition.channels, *manifest.size)
-    if probe.conditions.ndim != 4 or probe.conditions.shape[1:] != wanted or not len(probe.conditions):
-        raise ShapeError(
-            f"the probe's conditions have shape {probe.conditions.shape}, expected (T, {', '.join(map(str, wanted))})"
-        )
-    if probe.frames is not None and probe.frames.shape != (len(probe.conditions), 3, *manifest.size):
-        raise ShapeError(f"the probe has frames {probe.frames.shape} for conditions {probe.conditions.shape}")
-    used = threads or usable_threads()
-    reference = _try(opener(REFERENCE, folder, threads), probe, manifest.history_length)
-    results = [_judge(REFERENCE, used, reference, reference, probe, guard)]
-    for candidate in candidates if candidates is not None else available_candidates():
-        if candidate == REFERENCE:
-            continue
-        try:
-            trial = _try(opener(candidate, folder, threads), probe, manifest.history_length)
-        except (BundleError, MissingExtraError) as error:
-            results.append(
-                EngineMeasurement(
-                    engine=candidate.engine,
-                    precision=candidate.precision,
-                    threads=used,
-                    accepted=False,
-                    reason=f"cannot run here: {error}",
-                )
-            )
-            continue
-        results.append(_judge(candidate, used, trial, reference, probe, guard))
-    best = min((r for r in results if r.accepted), key=lambda r: r.median_ms or math.inf)
-    for result in results:
-        log.info("%s %s: %s ms, %s", result.engine, result.precision, result.median_ms, result.reason)
-    choice = EngineChoice(
-        engine=best.engine,
-        precision=best.precision,
-        median_ms=best.median_ms or 0.0,
-        cpu=cpu_name(),
-        cpu_features=cpu_features(),
-        measurements=tuple(results),
-    )
-    record_engine(folder, choice)
-    return choice
-
-
-def _judge(
-    candidate: Candidate, threads: int, trial: _Trial, reference: _Trial, probe: Probe, guard: EngineGuard
-) -> EngineMeasurement:
-    """Turn a trial into a measurement and a verdict."""
-    parity = _psnr(trial.frames, reference.frames)
-    loss = None
-    if probe.frames is not None:
-        loss = _psnr(reference.frames, probe.frames) - _psnr(trial.frames, probe.frames)
-    if candidate == REFERENCE:
-        accepted, reason = True, "the reference"
-    elif loss is not None:
-        accepted = loss <= guard.max_psnr_loss_db
-        reason = f"loses {loss:.2f} dB of {guard.max_psnr_loss_db:g} allowed"
-    else:
-        accepted = parity >= guard.min_parity_psnr_db
-        reason = f"parity {parity:.1f} dB of at least {guard.min_parity_psnr_db:g}"
-    quartiles = statistics.quantiles(trial.milliseconds, n=4) if len(trial.milliseconds) > 1 else [0.0, 0.0, 0.0]
-    return EngineMeasurement(
-        engine=candidate.engine,
-        precision=candidate.precision,
-        threads=threads,
-        median_ms=round(statistics.median(trial.milliseconds), 3),
-        spread_ms=round(quartiles[2] - quartiles[0], 3),
-        parity_psnr_db=round(parity, 2) if math.isfinite(parity) else None,
-        psnr_loss_db=round(loss, 3) if loss is not None and math.isfinite(loss) else None,
-        accepted=accepted,
-        reason=reason,
-    )

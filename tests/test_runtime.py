@@ -23,7 +23,7 @@ from export.bundle import (
     record_engine,
     write_bundle,
 )
-from export.engines import OnnxRuntimeEngine, cpu_name
+from export.engines import OnnxRuntimeEngine, this_machine
 from export.onnx_graph import export_step, write_self_test
 from export.runtime import ConditionMap, Stream, StreamError, open_bundle
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
@@ -206,6 +206,15 @@ class TestDelivery:
         made = [d.frame for d in Stream(FakeEngine(delay_s=0.005), manifest()).frames(one_buffer())]
         assert np.array_equal(expected, made)
 
+    def test_a_caller_may_draw_on_a_delivered_frame(self):
+        labels = label_maps(9)
+        expected = [d.frame for d in Stream(FakeEngine(), manifest()).frames(labels)]
+        made = []
+        for delivered in Stream(FakeEngine(), manifest(), overlap=False).frames(labels):
+            made.append(delivered.frame.copy())
+            delivered.frame[:] = 0
+        assert np.array_equal(expected, made)
+
     def test_a_restarted_stream_equals_a_new_one(self):
         stream = Stream(FakeEngine(delay_s=0.002), manifest())
         for labels in label_maps(6, seed=3):
@@ -219,7 +228,7 @@ class TestDelivery:
     def test_an_empty_stream_delivers_nothing(self):
         assert list(Stream(FakeEngine(), manifest()).frames([])) == []
 
-    def test_memory_of_a_wide_map_stream(self):
+    def test_map_conditions_reach_the_engine_as_they_are(self):
         spec = ConditionSpec(kind="maps", map_channels=5)
         maps = list(np.random.default_rng(0).random((5, 5, *SIZE), dtype=np.float32))
         engine = FakeEngine()
@@ -331,7 +340,7 @@ def measured(*entries: tuple[str, str, float, bool], cpu: str | None = None) -> 
         engine=best.engine,
         precision=best.precision,
         median_ms=best.median_ms or 0.0,
-        cpu=cpu_name() if cpu is None else cpu,
+        cpu=this_machine()["cpu"] if cpu is None else cpu,
         measurements=results,
     )
 
@@ -355,14 +364,14 @@ class TestOpenBundle:
         assert "another processor (Abacus 9); measure again here" in caplog.text
 
     def test_what_cannot_run_here_is_skipped_aloud(self, bundle, caplog, monkeypatch):
-        monkeypatch.setattr("export.engines._cpu_info", lambda: {"model name": "Old"})
+        monkeypatch.setattr("export.engines.has_fast_bf16", lambda: False)
         results = measured(
             ("openvino", "bf16", 1.0, True), ("openvino", "f32", 3.0, True), ("onnxruntime", "f32", 2.0, False)
         )
         record_engine(bundle, results)
         with caplog.at_level(logging.INFO, "export"), open_bundle(bundle, threads=1) as stream:
             assert (stream.engine.name, stream.engine.precision) == ("openvino", "f32")
-        assert "openvino bf16 cannot be used: this processor (Old) has neither" in caplog.text
+        assert "openvino bf16 cannot be used: this processor" in caplog.text
         assert "the next best, 3 ms" in caplog.text
 
     def test_a_named_engine_is_taken_or_fails(self, source, monkeypatch):

@@ -1,0 +1,412 @@
+"""One video being made: condition maps in, every frame out, in order. Runs without torch.
+
+Keyframes are synthesised where the selector asks for them, the frames between are interpolated. One worker thread
+synthesises the next keyframe while the calling thread fills the gap before it; what comes out is the same either way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.bundle import Manifest
+from export.engines import StepEngine
+from export.history import ArrayHistory
+from fastv2v.data.conditions import ConditionSpec, check_label_ids, encode_condition_numpy
+from fastv2v.errors import BundleError, ConfigError, DataError
+from interpolate.fill import Interpolator, StreamFiller
+from interpolate.keyframes import KeyframeConfig, KeyframeSelector
+from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
+
+
+@dataclass(frozen=True, eq=False)
+class DeliveredFrame:
+    """One finished frame of the stream."""
+
+    index: int
+    """Position in the stream, from 0."""
+    frame: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    is_keyframe: bool
+    """Synthesised (or given) rather than interpolated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionMap:
+    """What one frame is made from; which fields are needed depends on the bundle's condition."""
+
+    labels: NDArray[np.integer] | None = None
+    """Class ids, (H, W)."""
+    instances: NDArray[np.integer] | None = None
+    """Instance ids, (H, W)."""
+    maps: NDArray[np.float32] | None = None
+    """Condition channels, (C, H, W)."""
+
+
+Condition = ConditionMap | NDArray[Any] | tuple[NDArray[np.integer], NDArray[np.integer]]
+"""A bare array is a label map, or the channels where the condition is of maps; a pair is labels and instances."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamStats:
+    """Where a stream's time went so far."""
+
+    frames: int = 0
+    """Frames delivered."""
+    keyframes: int = 0
+    """Keyframes synthesised; a seed frame is none."""
+    synthesis_s: float = 0.0
+    """Seconds spent encoding conditions and running the engine."""
+    fill_s: float = 0.0
+    """Seconds spent interpolating."""
+    wait_s: float = 0.0
+    """Seconds the calling thread waited for a keyframe."""
+
+
+class StreamError(BundleError):
+    """A keyframe could not be synthesised.
+
+    Attributes:
+        frames: finished frames before it that could not be handed over otherwise.
+    """
+
+    def __init__(self, message: str, frames: tuple[DeliveredFrame, ...] = ()) -> None:
+        super().__init__(message)
+        self.frames = frames
+
+
+class _Keyframe(NamedTuple):
+    """A keyframe as the worker hands it over."""
+
+    frame: NDArray[np.uint8]
+    is_synthesised: bool
+    seconds: float
+
+
+class _Executor(Protocol):
+    """The one method of an executor that is used here."""
+
+    def submit(self, work: Callable[[], _Keyframe], /) -> Future[_Keyframe]: ...
+
+
+class _Inline:
+    """Does the work at once, in the calling thread."""
+
+    def submit(self, work: Callable[[], _Keyframe], /) -> Future[_Keyframe]:
+        done: Future[_Keyframe] = Future()
+        try:
+            done.set_result(work())
+        except Exception as error:  # handed over through the future, as a worker thread would
+            done.set_exception(error)
+        return done
+
+
+class Stream:
+    """One video being made. Use ``export.runtime.open_bundle`` to get one.
+
+    Args:
+        engine: the step.
+        manifest: of the bundle the step belongs to.
+        overlap: synthesise in a worker thread while the calling thread interpolates. The frames are the same; which
+            call hands them over then depends on timing.
+        seed_frame: real first frame, uint8 RGB (H, W, 3); it is delivered as frame 0 and the stream goes on from it.
+
+    Raises:
+        BundleError: if the manifest asks for keyframes or an interpolation that this version does not know.
+        DataError: if the seed frame does not suit the bundle.
+    """
+
+    def __init__(
+        self,
+        engine: StepEngine,
+        manifest: Manifest,
+        *,
+        overlap: bool = True,
+        seed_frame: NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.manifest = manifest
+        self._keyframes = _keyframe_config(manifest)
+        self._interpolator = _interpolator(manifest)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keyframes") if overlap else None
+        self._executor: _Executor = self._pool or _Inline()
+        self._pending: deque[tuple[int, Future[_Keyframe]]] = deque()
+        self._closed = False
+        self.restart(seed_frame)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the worker thread. Frames that were not handed over are lost; ``flush`` first to get them."""
+        self._closed = self._finished = True
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def restart(self, seed_frame: NDArray[np.uint8] | None = None) -> None:
+        """Begin another video with the same engine; what is left of the last one is dropped.
+
+        Args:
+            seed_frame: real first frame, uint8 RGB (H, W, 3), or None to start from nothing.
+
+        Raises:
+            DataError: if it does not suit the bundle.
+            StreamError: if the stream was closed.
+        """
+        if self._closed:
+            raise StreamError("this stream was closed; open the bundle again")
+        seed = None if seed_frame is None else _checked_seed(seed_frame, self.manifest.size)
+        for _, result in self._pending:
+            result.exception()  # the worker still writes the old history until it is done
+        self._pending.clear()
+        self._seed = seed
+        self._selector = KeyframeSelector(self._keyframes)
+        self._filler = StreamFiller(self._interpolator)
+        self._history: ArrayHistory | None = None
+        self._waiting: dict[int, ConditionMap] = {}
+        self._pushed = 0
+        self._failure: StreamError | None = None
+        self._finished = False
+        self.stats = StreamStats()
+        """Where the time of this video went so far."""
+
+    def push(self, condition: Condition) -> list[DeliveredFrame]:
+        """Take the condition of the next frame and hand over the frames that are finished.
+
+        Args:
+            condition: its label map, (H, W) integers; or labels and instances; or a ``ConditionMap``. It is copied.
+
+        Returns:
+            Finished frames in order; often none, sometimes a whole gap.
+
+        Raises:
+            DataError: if the condition does not suit the bundle; it is then not counted as a frame.
+            StreamError: if a keyframe could not be synthesised. Frames before it have been handed over by then.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._finished:
+            raise StreamError("this stream has ended; restart it before pushing more")
+        taken = _checked_condition(condition, self.manifest.condition, self.manifest.size, f"frame {self._pushed}")
+        self._waiting[self._pushed] = taken
+        self._pushed += 1
+        frames = self._request(self._selector.push(_plane(taken)))
+        frames += self._fill(self._collect(most_left=1, block=False))
+        if self._failure is not None and not frames:
+            raise self._failure
+        return frames
+
+    def flush(self) -> list[DeliveredFrame]:
+        """End the stream and hand over all that is left.
+
+        Returns:
+            The last frames, in order; none when called again.
+
+        Raises:
+            StreamError: if a keyframe could not be synthesised; its ``frames`` are the finished ones before it.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._finished or not self._pushed:
+            return []
+        frames = self._request(self._selector.finish())
+        frames += self._fill(self._collect(most_left=0, block=True))
+        if self._failure is not None:
+            self._failure.frames = tuple(frames)
+            raise self._failure
+        frames += self._deliver(self._filler.finish(self._pushed), keyframe=None)
+        self._finished = True
+        return frames
+
+    def frames(self, conditions: Iterable[Condition]) -> Iterator[DeliveredFrame]:
+        """Stream a whole sequence.
+
+        Args:
+            conditions: one per frame.
+
+        Yields:
+            Every frame once, in order.
+
+        Raises:
+            DataError: if a condition does not suit the bundle; the message names the frame.
+            StreamError: if a keyframe could not be synthesised, after the frames before it.
+        """
+        for condition in conditions:
+            yield from self.push(condition)
+        try:
+            last = self.flush()
+        except StreamError as error:
+            yield from error.frames
+            raise
+        yield from last
+
+    def _request(self, keyframes: Iterable[int]) -> list[DeliveredFrame]:
+        """Have keyframes synthesised, one in flight at a time; give what became due meanwhile."""
+        frames: list[DeliveredFrame] = []
+        for index in keyframes:
+            ready = self._collect(most_left=0, block=True)
+            if self._failure is None:
+                work = partial(self._synthesise, self._waiting[index])
+                self._waiting = {i: c for i, c in self._waiting.items() if i > index}
+                self._pending.append((index, self._executor.submit(work)))
+            # Filled only now, so that the worker is busy with the next keyframe while this thread interpolates.
+            frames += self._fill(ready)
+        return frames
+
+    def _collect(self, *, most_left: int, block: bool) -> list[tuple[int, NDArray[np.uint8]]]:
+        """Take finished keyframes, oldest first; wait while more than ``most_left`` are in flight."""
+        ready = []
+        while self._pending and self._failure is None:
+            index, future = self._pending[0]
+            if not future.done() and not (block and len(self._pending) > most_left):
+                break
+            start = time.perf_counter()
+            error = future.exception()
+            self._count(wait_s=time.perf_counter() - start)
+            self._pending.popleft()
+            if error is None:
+                made = future.result()
+                self._count(keyframes=int(made.is_synthesised), synthesis_s=made.seconds)
+                ready.append((index, made.frame))
+            else:
+                self._failure = StreamError(f"keyframe {index} could not be synthesised by {self.engine.name}: {error}")
+                self._failure.__cause__ = error
+        return ready
+
+    def _synthesise(self, condition: ConditionMap) -> _Keyframe:
+        """Make one keyframe and remember it, unrounded, for the next."""
+        start = time.perf_counter()
+        encoded = encode_condition_numpy(self.manifest.condition, condition.labels, condition.instances, condition.maps)
+        if self._history is None:
+            seed = None if self._seed is None else _from_uint8(self._seed)
+            self._history = ArrayHistory(encoded, self.manifest.history_length, seed)
+            if self._seed is not None:
+                return _Keyframe(self._seed, False, time.perf_counter() - start)
+        past = self._history
+        frame = self.engine.run(encoded[None], past.conditions, past.frames, past.valid)["frame"][0]
+        if not np.isfinite(frame).all():
+            raise BundleError(f"{self.engine.precision} gave values that are not finite; choose precision f32")
+        past.advance(encoded, frame)
+        return _Keyframe(_to_uint8(frame), True, time.perf_counter() - start)
+
+    def _fill(self, keyframes: Iterable[tuple[int, NDArray[np.uint8]]]) -> list[DeliveredFrame]:
+        """Interpolate up to each keyframe."""
+        frames: list[DeliveredFrame] = []
+        for index, keyframe in keyframes:
+            start = time.perf_counter()
+            filled = self._filler.push(index, keyframe)
+            self._count(fill_s=time.perf_counter() - start)
+            frames += self._deliver(filled, keyframe=index)
+        return frames
+
+    def _deliver(self, filled: Iterable[tuple[int, NDArray[np.uint8]]], keyframe: int | None) -> list[DeliveredFrame]:
+        # A keyframe is copied: the filler still needs its own when the caller already draws on this one.
+        frames = [DeliveredFrame(i, x.copy() if i == keyframe else x, i == keyframe) for i, x in filled]
+        self._count(frames=len(frames))
+        return frames
+
+    def _count(self, **more: float) -> None:
+        self.stats = replace(self.stats, **{name: getattr(self.stats, name) + x for name, x in more.items()})
+
+
+def _to_uint8(frame: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(3, H, W) in [-1, 1] to (H, W, 3), rounded to nearest."""
+    levels = np.rint((frame.transpose(1, 2, 0) + 1) * 127.5)
+    return np.ascontiguousarray(np.clip(levels, 0, 255).astype(np.uint8))
+
+
+def _from_uint8(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W, 3) to (3, H, W) in [-1, 1]."""
+    return frame.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
+
+
+def _checked_seed(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if frame.shape != (*size, 3) or frame.dtype != np.uint8:
+        raise DataError(
+            f"seed frame: expected uint8 RGB of shape {(*size, 3)}, got {frame.dtype} of shape {frame.shape}; resize it"
+        )
+    return frame.copy()
+
+
+def _checked_condition(condition: Condition, spec: ConditionSpec, size: tuple[int, int], where: str) -> ConditionMap:
+    """A copy of the condition that is known to suit the bundle: the worker encodes it later."""
+    given = _named(condition, spec)
+    if spec.kind == "maps":
+        shape = (spec.map_channels, *size)
+        return ConditionMap(maps=_checked_array(given.maps, shape, "f", f"{where}: condition maps"))
+    labels = _checked_array(given.labels, size, "iu", f"{where}: label map")
+    check_label_ids(labels, spec, where)
+    if not spec.use_instances:
+        return ConditionMap(labels=labels)
+    return ConditionMap(labels=labels, instances=_checked_array(given.instances, size, "iu", f"{where}: instance map"))
+
+
+def _named(condition: Condition, spec: ConditionSpec) -> ConditionMap:
+    """Give the parts of a condition their names."""
+    if isinstance(condition, ConditionMap):
+        return condition
+    if isinstance(condition, tuple):
+        labels, instances = condition
+        return ConditionMap(labels=labels, instances=instances)
+    return ConditionMap(maps=condition) if spec.kind == "maps" else ConditionMap(labels=condition)
+
+
+def _checked_array(array: NDArray[Any] | None, shape: tuple[int, ...], kinds: str, where: str) -> NDArray[Any]:
+    if array is None:
+        raise DataError(f"{where} is missing and this bundle needs one")
+    if array.shape != shape:
+        raise DataError(
+            f"{where} has shape {array.shape} and this bundle was exported for {shape}; resize it (nearest)"
+        )
+    if array.dtype.kind not in kinds:
+        raise DataError(
+            f"{where} has values of type {array.dtype}, expected {'floats' if kinds == 'f' else 'integers'}"
+        )
+    return array.copy()
+
+
+def _plane(condition: ConditionMap) -> NDArray[Any]:
+    """What the keyframe selector looks at."""
+    plane = condition.maps if condition.labels is None else condition.labels
+    assert plane is not None, "a checked condition has labels or maps"
+    return plane
+
+
+def _keyframe_config(manifest: Manifest) -> KeyframeConfig:
+    try:
+        return KeyframeConfig(**manifest.keyframes)  # type: ignore[arg-type]
+    except (TypeError, ConfigError) as error:
+        raise BundleError(f"manifest.json of {manifest.name}: keyframes: {error}; export the bundle again") from error
+
+
+def _interpolator(manifest: Manifest) -> Interpolator:
+    options = dict(manifest.interpolation)
+    method = options.pop("method")
+    if method not in INTERPOLATORS:
+        raise BundleError(
+            f"manifest.json of {manifest.name}: interpolation method {method!r} is not one of "
+            f"{', '.join(INTERPOLATORS)}; upgrade fastv2v or export the bundle again"
+        )
+    try:
+        return INTERPOLATORS[str(method)](**options)
+    except (TypeError, ConfigError) as error:
+        raise BundleError(f"manifest.json of {manifest.name}: interpolation: {error}; export it again") from error
+
+
+def _dis(**options: Any) -> Interpolator:
+    return DISInterpolator(MotionConfig(**options))
+
+
+INTERPOLATORS: Mapping[str, Callable[..., Interpolator]] = {"dis": _dis, "blend": BlendInterpolator}
+"""Interpolation methods a bundle may name."""
