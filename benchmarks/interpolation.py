@@ -1,0 +1,259 @@
+"""Interpolation beside ffmpeg's minterpolate: quality of the in-between frames and time for each, in one run.
+
+Inside the timing: everything from keyframes in memory to all frames in memory, for ffmpeg its start and its raw pipes
+included. Outside: reading and resizing the material, one warm-up. Methods take turns within every repeat, so that a
+busy machine slows all of them.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from fastv2v.errors import ConfigError, DataError, FastV2VError, MediaError
+from interpolate.fill import Interpolator, SequenceInterpolator, fill
+from interpolate.keyframes import uniform_keyframes
+from interpolate.minterpolate import MinterpolateInterpolator
+from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
+
+Frame = NDArray[np.uint8]
+Row = dict[str, Any]
+
+_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+_PSNR_LIMIT_DB = 100.0
+
+
+class PlainDIS:
+    """The simplest use of DIS, to show what the projection to the middle frame adds.
+
+    Full-size flow both ways with OpenCV's fast preset, each keyframe warped by its own scaled flow, average by time.
+    """
+
+    def __init__(self) -> None:
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+
+    def between(self, first: Frame, second: Frame, times: Sequence[float]) -> list[Frame]:
+        """Frames at ``times``; see ``Interpolator.between``."""
+        greys = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (first, second)]
+        forward, backward = self._flow.calc(greys[0], greys[1], None), self._flow.calc(greys[1], greys[0], None)
+        x, y = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (first.shape[1], first.shape[0])))
+        grid = cv2.merge([x, y])
+
+        def warp(source: Frame, flow: NDArray[np.float32], amount: float) -> Frame:
+            return cv2.remap(source, grid - amount * flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+        return [
+            cv2.addWeighted(warp(first, forward, t), 1 - t, warp(second, backward, 1 - t), t, 0)
+            for t in map(float, times)
+        ]
+
+
+METHODS: dict[str, Callable[[int], Interpolator | SequenceInterpolator]] = {
+    "minterpolate": lambda threads: MinterpolateInterpolator(threads=threads),
+    "blend": lambda threads: BlendInterpolator(),
+    "dis-plain": lambda threads: PlainDIS(),
+    "dis-ultrafast": lambda threads: DISInterpolator(MotionConfig(grade="ultrafast")),
+    "dis-fast": lambda threads: DISInterpolator(MotionConfig(grade="fast")),
+    "dis-medium": lambda threads: DISInterpolator(MotionConfig(grade="medium")),
+}
+"""Every method by name, built for a number of threads. OpenCV's own threads are set by the benchmark."""
+
+
+def load_frames(source: Path, size: tuple[int, int], limit: int | None = None) -> list[Frame]:
+    """Read frames and resize them with INTER_AREA.
+
+    Args:
+        source: folder of pictures (sorted by name) or a video file.
+        size: (height, width).
+        limit: read no more than this many.
+
+    Returns:
+        (H, W, 3) uint8 RGB frames.
+
+    Raises:
+        DataError: if there is nothing at ``source``, or a folder holds no pictures.
+        MediaError: if a picture or the video cannot be decoded.
+    """
+    if not source.exists():
+        raise DataError(f"{source} does not exist; give a folder of pictures or a video file")
+    frames: list[Frame] = []
+    for frame in _read_folder(source) if source.is_dir() else _read_video(source):
+        if limit is not None and len(frames) >= limit:
+            break
+        resized = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
+        frames.append(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB))
+    return frames
+
+
+def _read_folder(folder: Path) -> Iterator[Frame]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
+    if not paths:
+        raise DataError(f"{folder} holds no pictures; give the folder of one sequence")
+    for path in paths:
+        frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if frame is None:
+            raise MediaError(f"{path} cannot be decoded as a picture")
+        yield frame
+
+
+def _read_video(path: Path) -> Iterator[Frame]:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        is_read, frame = capture.read()
+        if not is_read:
+            raise MediaError(f"{path} cannot be decoded as a video")
+        while is_read:
+            yield frame
+            is_read, frame = capture.read()
+    finally:
+        capture.release()
+
+
+def psnr_db(frame: Frame, reference: Frame) -> float:
+    """PSNR of 8-bit frames in dB over all channels, at most 100 (equal frames)."""
+    error = float(np.mean((frame.astype(np.float32) - reference) ** 2))
+    return min(_PSNR_LIMIT_DB, 10 * np.log10(255**2 / error)) if error else _PSNR_LIMIT_DB
+
+
+def interpolation_benchmark(
+    frames: Sequence[Frame],
+    gap: int,
+    methods: Sequence[str] = tuple(METHODS),
+    repeats: int = 3,
+    *,
+    threads: int = 2,
+) -> list[Row]:
+    """Give every ``gap``-th frame, fill in the others, compare.
+
+    Args:
+        frames: consecutive (H, W, 3) uint8 RGB frames; surplus ones after the last full gap are left out.
+        gap: distance of the given frames, at least 2.
+        methods: names from ``METHODS``.
+        repeats: timed runs of each method.
+        threads: threads for OpenCV and ffmpeg.
+
+    Returns:
+        One row for each method: ``method``, ``psnr_db`` (mean over the interpolated frames), ``psnr_min_db``,
+        ``ms_per_frame`` (median over repeats, for each interpolated frame), ``ms_min``, ``ms_max``, ``speedup``
+        (minterpolate's time over this one's, median of the ratios within each repeat; None if it was not run),
+        ``threads``, ``repeats``, ``num_interpolated``, ``gap``, ``height``, ``width``.
+
+    Raises:
+        ConfigError: if a method is unknown, or there are not enough frames for one gap.
+    """
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise ConfigError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    if gap < 2 or repeats < 1 or threads < 1:
+        raise ConfigError(f"gap must be at least 2, repeats and threads at least 1; got {gap}, {repeats}, {threads}")
+    if len(frames) <= gap:
+        raise ConfigError(f"a gap of {gap} needs at least {gap + 1} frames, got {len(frames)}")
+    frames = frames[: (len(frames) - 1) // gap * gap + 1]
+    indices = uniform_keyframes(len(frames), gap)
+    interpolators = {name: METHODS[name](threads) for name in methods}
+    num_interpolated = len(frames) - len(indices)
+    filled: dict[str, list[Frame]] = {}
+    times_ms: dict[str, list[float]] = {name: [] for name in methods}
+    previous_threads = cv2.getNumThreads()
+    cv2.setNumThreads(threads)
+    try:
+        for repeat in range(repeats + 1):
+            for name, interpolator in interpolators.items():
+                start = time.perf_counter()
+                filled[name] = fill([frames[i] for i in indices], indices, len(frames), interpolator)
+                if repeat:  # the first turn warms up
+                    times_ms[name].append((time.perf_counter() - start) * 1000 / num_interpolated)
+    finally:
+        cv2.setNumThreads(previous_threads)
+    baseline = times_ms.get("minterpolate")
+    rows = []
+    for name in methods:
+        scores = [psnr_db(filled[name][i], frames[i]) for i in range(len(frames)) if i % gap]
+        ratios = [b / t for b, t in zip(baseline, times_ms[name], strict=True)] if baseline else []
+        rows.append(
+            {
+                "method": name,
+                "psnr_db": round(statistics.fmean(scores), 3),
+                "psnr_min_db": round(min(scores), 3),
+                "ms_per_frame": round(statistics.median(times_ms[name]), 3),
+                "ms_min": round(min(times_ms[name]), 3),
+                "ms_max": round(max(times_ms[name]), 3),
+                "speedup": round(statistics.median(ratios), 2) if ratios else None,
+                "threads": threads,
+                "repeats": repeats,
+                "num_interpolated": num_interpolated,
+                "gap": gap,
+                "height": frames[0].shape[0],
+                "width": frames[0].shape[1],
+            }
+        )
+    return rows
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as a table for people."""
+    lines = [f"{'method':<14} {'PSNR dB':>8} {'worst':>7} {'ms/frame':>9} {'(min .. max)':>16} {'x faster':>9}"]
+    for row in rows:
+        spread = f"{row['ms_min']:.2f} .. {row['ms_max']:.2f}"
+        speedup = "-" if row["speedup"] is None else f"{row['speedup']:.1f}"
+        lines.append(
+            f"{row['method']:<14} {row['psnr_db']:>8.2f} {row['psnr_min_db']:>7.2f} {row['ms_per_frame']:>9.2f} "
+            f"{spread:>16} {speedup:>9}"
+        )
+    return "\n".join(lines)
+
+
+def main(
+    frames: Annotated[Path, tyro.conf.Positional],
+    *,
+    gap: int = 4,
+    size: tuple[int, int] = (256, 512),
+    threads: int = 2,
+    repeats: int = 3,
+    limit: int | None = None,
+    methods: tuple[str, ...] = tuple(METHODS),
+    json: Path | None = None,
+) -> None:
+    """Compare interpolation methods on real frames and print a table, then one line of JSON.
+
+    Args:
+        frames: folder of pictures of one sequence, or a video file.
+        gap: distance of the given frames.
+        size: height and width to reduce the frames to (INTER_AREA).
+        threads: threads for OpenCV and ffmpeg.
+        repeats: timed runs of each method.
+        limit: use no more than this many frames.
+        methods: which methods to compare.
+        json: also write the JSON to this file.
+
+    Raises:
+        DataError: if ``frames`` does not exist or holds no pictures.
+        MediaError: if a file cannot be decoded or ffmpeg fails.
+        ConfigError: if a setting is out of range.
+    """
+    material = load_frames(frames, size, limit)
+    rows = interpolation_benchmark(material, gap, methods, repeats, threads=threads)
+    print(f"{frames.name}: {len(material)} frames at {size[1]}x{size[0]}, every {gap}th given, {threads} threads")
+    print(format_table(rows))
+    line = json_format.dumps({"suite": "interpolation", "source": frames.name, "rows": rows})
+    if json is not None:
+        temporary = json.with_name(f"{json.name}.{os.getpid()}.tmp")
+        temporary.write_text(line + "\n")
+        os.replace(temporary, json)
+    print(line)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except FastV2VError as error:
+        raise SystemExit(f"error: {error}") from error

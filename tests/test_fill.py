@@ -1,0 +1,275 @@
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.interpolation import PlainDIS, interpolation_benchmark, load_frames, psnr_db
+from fastv2v.errors import ConfigError, DataError, ShapeError
+from interpolate.fill import StreamFiller, fill
+from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
+
+SHARED = Path(os.environ.get("FASTV2V_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth random RGB picture, (H, W, 3) float32 in [0, 255]."""
+    noise = np.random.default_rng(seed).random((height, width, 3), dtype=np.float32)
+    layers = sum(cv2.GaussianBlur(noise, (0, 0), sigma) * sigma for sigma in (1.5, 4, 10))
+    return cv2.normalize(layers, None, 0, 255, cv2.NORM_MINMAX)
+
+
+def moving_texture(num_frames: int, step: tuple[float, float], size: tuple[int, int] = (128, 192)) -> list[np.ndarray]:
+    """Frames of one texture shifted by ``step`` (x, y) pixels a frame."""
+    picture = texture(size[0] + 120, size[1] + 120)
+    x, y = np.meshgrid(np.arange(size[1], dtype=np.float32), np.arange(size[0], dtype=np.float32))
+    return [
+        cv2.remap(picture, x + 60 - step[0] * k, y + 60 - step[1] * k, cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+        for k in range(num_frames)
+    ]
+
+
+def square_over_background(num_frames: int, step: int) -> list[np.ndarray]:
+    """A bright textured square moving right over a dark still background."""
+    background = (texture(96, 160, seed=1) * 0.4).astype(np.uint8)
+    square = (texture(40, 40, seed=2) * 0.4 + 140).astype(np.uint8)
+    frames = [background.copy() for _ in range(num_frames)]
+    for k, frame in enumerate(frames):
+        frame[28:68, 30 + step * k : 70 + step * k] = square
+    return frames
+
+
+def two_scenes() -> tuple[np.ndarray, np.ndarray]:
+    """Two pictures that have nothing in common."""
+    noise = np.random.default_rng(3).random((2, 192, 256, 3), dtype=np.float32)
+    first, second = (cv2.normalize(cv2.GaussianBlur(x, (0, 0), 5), None, 0, 255, cv2.NORM_MINMAX) for x in noise)
+    return first.astype(np.uint8), second.astype(np.uint8)
+
+
+def numbered(number: int, size: tuple[int, int] = (4, 6)) -> np.ndarray:
+    return np.full((*size, 3), number, dtype=np.uint8)
+
+
+class TimeWriter:
+    """Writes the time asked for into the frame, so that timing can be read back."""
+
+    def between(self, first, second, times):
+        return [np.full_like(first, round(time * 240)) for time in times]
+
+
+class TestFill:
+    def test_indices_2_6_9_of_10(self):
+        keyframes = [numbered(n) for n in (250, 251, 252)]
+        frames = fill(keyframes, [2, 6, 9], 10, TimeWriter())
+        assert [int(frame[0, 0, 0]) for frame in frames] == [250, 250, 250, 60, 120, 180, 251, 80, 160, 252]
+
+    def test_held_ends(self):
+        frames = fill([numbered(1), numbered(2)], [1, 2], 5, TimeWriter())
+        assert [int(frame[0, 0, 0]) for frame in frames] == [1, 1, 2, 2, 2]
+
+    @settings(deadline=None)
+    @given(total=st.integers(1, 40), data=st.data())
+    def test_any_indices_give_exactly_total_frames_with_keyframes_untouched(self, total, data):
+        indices = sorted(data.draw(st.sets(st.integers(0, total - 1), min_size=1)))
+        rng = np.random.default_rng(total)
+        keyframes = [rng.integers(0, 256, (5, 7, 3), dtype=np.uint8) for _ in indices]
+        copies = [keyframe.copy() for keyframe in keyframes]
+        frames = fill(keyframes, indices, total, BlendInterpolator())
+        assert len(frames) == total
+        assert all(frame.shape == (5, 7, 3) and frame.dtype == np.uint8 for frame in frames)
+        for index, copy in zip(indices, copies, strict=True):
+            np.testing.assert_array_equal(frames[index], copy)
+
+        filler = StreamFiller(BlendInterpolator())
+        due = [
+            item for index, keyframe in zip(indices, keyframes, strict=True) for item in filler.push(index, keyframe)
+        ]
+        due += filler.finish(total)
+        assert [index for index, _ in due] == list(range(total))
+        for (_, streamed), frame in zip(due, frames, strict=True):
+            np.testing.assert_array_equal(streamed, frame)
+
+    @pytest.mark.parametrize(
+        ("indices", "total", "message"),
+        [
+            ([0, 4, 2], 9, "must increase, got 2 after 4"),
+            ([0, 4, 4], 9, "4 was given twice"),
+            ([0, 4, 9], 9, "must lie in 0 to 8 for 9 frames"),
+            ([-1, 4, 8], 9, "must lie in 0 to 8"),
+            ([0, 4], 9, "3 keyframes came with 2 indices"),
+        ],
+    )
+    def test_wrong_indices_are_refused(self, indices, total, message):
+        with pytest.raises(ConfigError, match=message):
+            fill([numbered(n) for n in range(3)], indices, total, BlendInterpolator())
+
+    def test_wrong_frames_are_refused(self):
+        with pytest.raises(ConfigError, match="no keyframes"):
+            fill([], [], 4, BlendInterpolator())
+        with pytest.raises(ShapeError, match=r"keyframe 4 is \(5, 6\) where the first one is \(4, 6\)"):
+            fill([numbered(0), numbered(1, (5, 6))], [0, 4], 5, BlendInterpolator())
+        with pytest.raises(ShapeError, match="float32"):
+            fill([numbered(0), numbered(1).astype(np.float32)], [0, 4], 5, BlendInterpolator())
+
+
+class TestStreamFiller:
+    def test_frames_come_as_soon_as_their_gap_is_closed(self):
+        filler = StreamFiller(TimeWriter())
+        assert [index for index, _ in filler.push(1, numbered(9))] == [0, 1]
+        assert [index for index, _ in filler.push(4, numbered(8))] == [2, 3, 4]
+        assert [index for index, _ in filler.finish(6)] == [5]
+
+    def test_misuse_is_refused(self):
+        filler = StreamFiller(TimeWriter())
+        with pytest.raises(ConfigError, match="before its first keyframe"):
+            filler.finish(3)
+        filler.push(3, numbered(0))
+        with pytest.raises(ConfigError, match="must increase, got 2 after 3"):
+            filler.push(2, numbered(0))
+        with pytest.raises(ShapeError, match="keyframe 5"):
+            filler.push(5, numbered(0, (8, 8)))
+        with pytest.raises(ConfigError, match="3 frames cannot hold keyframe 3"):
+            filler.finish(3)
+        filler.finish(4)
+        with pytest.raises(ConfigError, match="after finish"):
+            filler.push(9, numbered(0))
+
+
+class TestDISInterpolator:
+    @pytest.mark.parametrize("step", [(3.0, 1.0), (-2.5, 0.0), (0.7, -2.2)])
+    def test_a_moving_texture_is_found_in_between(self, step):
+        frames = moving_texture(5, step)
+        inner = np.s_[20:-20, 20:-20]
+        made = DISInterpolator().between(frames[0], frames[4], [0.25, 0.5, 0.75])
+        blended = BlendInterpolator().between(frames[0], frames[4], [0.25, 0.5, 0.75])
+        for truth, ours, blend in zip(frames[1:4], made, blended, strict=True):
+            assert psnr_db(ours[inner], truth[inner]) > 38
+            assert psnr_db(ours[inner], truth[inner]) > psnr_db(blend[inner], truth[inner]) + 8
+
+    @pytest.mark.parametrize("grade", ["ultrafast", "fast", "medium"])
+    def test_every_grade_beats_the_plainest_use_of_flow_where_things_cover_each_other(self, grade):
+        frames = square_over_background(5, step=4)
+        made = DISInterpolator(MotionConfig(grade=grade)).between(frames[0], frames[4], [0.25, 0.5, 0.75])
+        plain = PlainDIS().between(frames[0], frames[4], [0.25, 0.5, 0.75])
+        blend = BlendInterpolator().between(frames[0], frames[4], [0.25, 0.5, 0.75])
+        scores = [np.mean([psnr_db(a, b) for a, b in zip(x, frames[1:4], strict=True)]) for x in (made, plain, blend)]
+        assert scores[0] > scores[1]
+        assert scores[0] > scores[2] + 4
+
+    def test_a_side_that_looks_past_the_picture_fades_out(self):
+        frames = moving_texture(
+            5, (6.0, 0.0)
+        )  # everything moves right: the right rim leaves before the second keyframe
+        made = DISInterpolator().between(frames[0], frames[4], [0.5])[0]
+        x = np.clip(np.arange(192) + 12, 0, 191)
+        one_sided_loss = psnr_db(frames[4][:, x][:, -12:], frames[2][:, -12:])
+        assert psnr_db(made[:, -12:], frames[2][:, -12:]) > one_sided_loss + 3
+
+    def test_the_same_frame_twice_stays_as_it_is(self):
+        frame = moving_texture(1, (0, 0))[0]
+        for made in DISInterpolator().between(frame, frame.copy(), [0.3, 0.5]):
+            assert np.abs(made.astype(int) - frame).max() <= 1
+
+    def test_a_scene_cut_is_held_and_never_blended(self):
+        first, second = two_scenes()
+        made = DISInterpolator().between(first, second, [0.25, 0.5, 0.75])
+        for frame, expected in zip(made, (first, second, second), strict=True):
+            np.testing.assert_array_equal(frame, expected)
+            assert frame is not expected
+
+    def test_a_cut_to_a_flat_picture_is_a_cut(self):
+        first, black = two_scenes()[0], np.zeros((192, 256, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(DISInterpolator().between(first, black, [0.25])[0], first)
+
+    def test_cuts_can_be_ignored(self):
+        first, second = two_scenes()
+        made = DISInterpolator(MotionConfig(cut_threshold=None)).between(first, second, [0.25])[0]
+        assert not np.array_equal(made, first)
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 200), (33, 47), (101, 63), (128, 129)])
+    def test_any_size_works(self, size):
+        frames = [cv2.resize(frame, size[::-1]) for frame in moving_texture(2, (1.0, 1.0))]
+        for made in DISInterpolator().between(frames[0], frames[1], [0.2, 0.5]):
+            assert made.shape == (*size, 3)
+            assert made.dtype == np.uint8
+
+    def test_results_do_not_depend_on_what_came_before(self):
+        frames, small = moving_texture(5, (3.0, 1.0)), moving_texture(2, (2.0, 0.0), (64, 80))
+        interpolator = DISInterpolator()
+        first = interpolator.between(frames[0], frames[4], [0.5])[0].copy()
+        interpolator.between(frames[4], frames[1], [0.25, 0.75])
+        interpolator.between(small[0], small[1], [0.5])
+        np.testing.assert_array_equal(interpolator.between(frames[0], frames[4], [0.5])[0], first)
+        np.testing.assert_array_equal(DISInterpolator().between(frames[0], frames[4], [0.75, 0.5])[1], first)
+
+    def test_keyframes_are_not_written_to(self):
+        frames = moving_texture(2, (3.0, 1.0))
+        copies = [frame.copy() for frame in frames]
+        for frame in frames:
+            frame.flags.writeable = False
+        DISInterpolator().between(frames[0], frames[1], [0.5])
+        np.testing.assert_array_equal(frames, copies)
+
+    def test_stream_equals_offline(self):
+        frames = moving_texture(8, (2.0, 1.0))
+        offline = fill([frames[0], frames[3], frames[7]], [0, 3, 7], 8, DISInterpolator())
+        filler = StreamFiller(DISInterpolator())
+        streamed = [item for index in (0, 3, 7) for item in filler.push(index, frames[index])]
+        assert [index for index, _ in streamed] == list(range(8))
+        np.testing.assert_array_equal([frame for _, frame in streamed], offline)
+
+    @pytest.mark.parametrize("interpolator", [DISInterpolator(), BlendInterpolator()])
+    def test_bad_input_is_refused(self, interpolator):
+        frame = numbered(0, (40, 40))
+        with pytest.raises(ConfigError, match=r"strictly between 0 and 1, got 1\.0"):
+            interpolator.between(frame, frame, [0.5, 1.0])
+        with pytest.raises(ShapeError, match="share one size"):
+            interpolator.between(frame, numbered(0, (40, 41)), [0.5])
+        with pytest.raises(ShapeError, match="second keyframe"):
+            interpolator.between(frame, frame[..., 0], [0.5])
+        assert interpolator.between(frame, frame, []) == []
+
+    @pytest.mark.parametrize("fields", [{"grade": "slow"}, {"working_scale": 0.0}, {"cut_threshold": 1.5}])
+    def test_config_refuses_nonsense(self, fields):
+        with pytest.raises(ConfigError, match=next(iter(fields))):
+            MotionConfig(**fields)
+
+
+class TestBenchmark:
+    def test_rows_compare_methods_in_one_run(self):
+        rows = interpolation_benchmark(moving_texture(10, (2.0, 0.0)), 4, ["blend", "dis-fast"], repeats=1, threads=1)
+        blend, dis = rows
+        assert dis["psnr_db"] > blend["psnr_db"] + 5
+        assert dis["num_interpolated"] == 6  # frames 0, 4, 8 are given; frame 9 belongs to no full gap
+        assert dis["ms_per_frame"] > blend["ms_per_frame"] > 0
+        assert dis["speedup"] is None
+
+    def test_bad_requests_are_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match="unknown method 'magic'"):
+            interpolation_benchmark(moving_texture(5, (1, 0)), 4, ["magic"])
+        with pytest.raises(ConfigError, match="needs at least 5 frames, got 4"):
+            interpolation_benchmark(moving_texture(4, (1, 0)), 4, ["blend"])
+        with pytest.raises(DataError, match="holds no pictures"):
+            load_frames(tmp_path, (8, 8))
+        with pytest.raises(DataError, match="does not exist"):
+            load_frames(tmp_path / "nothing", (8, 8))
+
+    def test_frames_are_read_as_rgb_in_order(self, tmp_path):
+        for number in (2, 1):
+            cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((8, 8, 3), (0, 0, 100 * number), dtype=np.uint8))
+        frames = load_frames(tmp_path, (4, 6), limit=2)
+        assert [frame.shape for frame in frames] == [(4, 6, 3)] * 2
+        assert [frame[0, 0].tolist() for frame in frames] == [[100, 0, 0], [200, 0, 0]]
+
+
+CAMVID = SHARED / "data/street_camvid/train_B/0016E5"
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason=f"no real driving video at {CAMVID}")
+def test_real_driving_video_beats_the_plain_use_of_flow_by_a_third_of_a_decibel():
+    frames = load_frames(CAMVID, (256, 512), limit=21)
+    plain, ours = interpolation_benchmark(frames, 4, ["dis-plain", "dis-fast"], repeats=1)
+    assert ours["psnr_db"] > plain["psnr_db"] + 0.33
