@@ -106,7 +106,7 @@ def block_stack(kind: BlockKind, channels: int, count: int, *, norm: NormKind) -
 
 
 class DownPath(nn.Sequential):
-    """7x7 entry, then ``depth`` 3x3 convolutions that double the width.
+    """Reflected entry convolution, then ``depth`` 3x3 convolutions that double the width.
 
     Args:
         c_in: input channels.
@@ -114,12 +114,15 @@ class DownPath(nn.Sequential):
         depth: number of doublings.
         keep_size: how many of the first of them keep the size (stride 1); the rest halve it. A student whose input is
             reduced by 2^k keeps k, so that its bottleneck has the teacher's size.
+        kernel: of the entry.
         norm: normalisation.
     """
 
-    def __init__(self, c_in: int, width: int, depth: int, *, keep_size: int = 0, norm: NormKind) -> None:
+    def __init__(
+        self, c_in: int, width: int, depth: int, *, keep_size: int = 0, kernel: int = 7, norm: NormKind
+    ) -> None:
         super().__init__(
-            conv_block(c_in, width, 7, norm=norm, reflect=True),
+            conv_block(c_in, width, kernel, norm=norm, reflect=True),
             *(
                 conv_block(width * 2**i, width * 2 ** (i + 1), 3, stride=1 if i < keep_size else 2, norm=norm)
                 for i in range(depth)
@@ -135,10 +138,10 @@ class UpPath(nn.Sequential):
 
 
 class Head(nn.Sequential):
-    """Reflected 7x7 convolution to the output channels, without activation."""
+    """Reflected convolution to the output channels, without activation."""
 
-    def __init__(self, width: int, c_out: int) -> None:
-        super().__init__(nn.ReflectionPad2d(3), nn.Conv2d(width, c_out, 7))
+    def __init__(self, width: int, c_out: int, *, kernel: int = 7) -> None:
+        super().__init__(nn.ReflectionPad2d(kernel // 2), nn.Conv2d(width, c_out, kernel))
 
 
 @torch.no_grad()

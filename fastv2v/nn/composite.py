@@ -19,8 +19,6 @@ from fastv2v.render import advance
 class CompositeConfig:
     """Size and shape of a composite generator."""
 
-    condition_channels: int
-    """C: channels of one encoded condition."""
     history_length: int = 2
     """N-1: past steps it looks back on (vid2vid's n_frames_G - 1)."""
     width: int = 128
@@ -29,12 +27,12 @@ class CompositeConfig:
     """How often the size is halved before the bottleneck (vid2vid's n_downsample_G)."""
     num_blocks: int = 9
     """Residual blocks from condition to image; the encoders get the larger half, each decoder the smaller."""
+    edge_kernel: int = 7
+    """Kernel of the full-size convolutions at both ends (vid2vid: 7). 3 costs a fifth of that."""
     norm: NormKind = "batch"
     """Normalisation of all layers but inverted residual blocks, which always use batch norm."""
     use_flow: bool = True
     """Whether to predict flow and occlusion and to warp the previous frame."""
-    foreground_channels: tuple[int, ...] = ()
-    """Condition channels that are drawn by a separate foreground branch and never warped; empty for none."""
     block: BlockKind = "residual"
     """``residual`` (vid2vid) or ``inverted`` (the published student)."""
     input_scale: int = 1
@@ -45,21 +43,17 @@ class CompositeConfig:
     """Grid convention of the warp; False only for imported weights that were trained with it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "foreground_channels", tuple(self.foreground_channels))
-        for name in ("condition_channels", "history_length", "width", "num_downsamples"):
+        for name in ("history_length", "width", "num_downsamples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.edge_kernel < 1 or self.edge_kernel % 2 == 0:
+            raise ConfigError(f"edge_kernel must be odd, got {self.edge_kernel}")
         if self.num_blocks < 2:
             raise ConfigError(f"num_blocks must be at least 2 (one on each side), got {self.num_blocks}")
         if self.input_scale not in (1, 2, 4) or self.input_scale.bit_length() - 1 > self.num_downsamples:
             raise ConfigError(
                 f"input_scale must be 1, 2 or 4 and at most 2^num_downsamples ({2**self.num_downsamples}), "
                 f"got {self.input_scale}"
-            )
-        bad = [c for c in self.foreground_channels if not 0 <= c < self.condition_channels]
-        if bad:
-            raise ConfigError(
-                f"foreground channel {bad[0]} does not exist: the condition has {self.condition_channels} channels"
             )
 
 
@@ -69,16 +63,30 @@ class CompositeGenerator(nn.Module):
     Two encoders (conditions; past frames) are summed; one decoder draws the hallucinated frame, another predicts flow
     and occlusion; the previous frame is warped and blended in; a foreground branch may paint chosen classes on top.
 
+    Args:
+        config: size and shape.
+        condition_channels: C, channels of one encoded condition.
+        foreground_channels: condition channels that are drawn by a separate branch and never warped; empty for none.
+
+    Raises:
+        ConfigError: if a foreground channel does not exist.
+
     Source:
         Wang et al., "Video-to-Video Synthesis", NeurIPS 2018; low-resolution input as in Zhuo et al., "Fast-Vid2Vid",
         ECCV 2022.
     """
 
-    def __init__(self, config: CompositeConfig) -> None:
+    def __init__(
+        self, config: CompositeConfig, condition_channels: int, foreground_channels: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
+        if bad := [c for c in foreground_channels if not 0 <= c < condition_channels]:
+            raise ConfigError(f"foreground channel {bad[0]} does not exist: the condition has {condition_channels}")
         self.config = config
-        c, n = config.condition_channels, config.history_length
-        width, depth, norm = config.width, config.num_downsamples, config.norm
+        self.foreground_channels = tuple(foreground_channels)
+        self._condition_channels = condition_channels
+        c, n = condition_channels, config.history_length
+        width, depth, kernel, norm = config.width, config.num_downsamples, config.edge_kernel, config.norm
         bottom = width * 2**depth
         keep = config.input_scale.bit_length() - 1
         num_decoder = config.num_blocks // 2
@@ -86,7 +94,7 @@ class CompositeGenerator(nn.Module):
 
         def encoder(c_in: int) -> nn.Sequential:
             return nn.Sequential(
-                DownPath(c_in, width, depth, keep_size=keep, norm=norm),
+                DownPath(c_in, width, depth, keep_size=keep, kernel=kernel, norm=norm),
                 block_stack(config.block, bottom, num_encoder, norm=norm),
             )
 
@@ -98,25 +106,26 @@ class CompositeGenerator(nn.Module):
         self.condition_encoder = encoder(c * (n + 1))
         self.frame_encoder = encoder(3 * n)
         self.image_decoder = decoder()
-        self.image_head = Head(width, 3)
+        self.image_head = Head(width, 3, kernel=kernel)
         if config.use_flow:
             self.flow_decoder = decoder()
-            self.flow_head = Head(width, 2)
-            self.occlusion_head = Head(width, 1)
-        if config.foreground_channels:
+            # Flow x, flow y and occlusion from one convolution: two would cost twice as much, few channels fill no
+            # vector register.
+            self.motion_head = Head(width, 3, kernel=kernel)
+        if foreground_channels:
             narrow = max(width // 2, 1) if depth > 2 else width
             self.foreground_branch = nn.Sequential(
-                DownPath(c * (n + 1), narrow, depth, keep_size=keep, norm=norm),
+                DownPath(c * (n + 1), narrow, depth, keep_size=keep, kernel=kernel, norm=norm),
                 block_stack(config.block, narrow * 2**depth, config.num_blocks, norm=norm),
                 UpPath(narrow, depth, norm=norm),
             )
-            self.foreground_head = Head(narrow, 3)
+            self.foreground_head = Head(narrow, 3, kernel=kernel)
         init_gan_weights(self)
 
     @property
     def condition_channels(self) -> int:
         """C: channels of one encoded condition."""
-        return self.config.condition_channels
+        return self._condition_channels
 
     @property
     def history_length(self) -> int:
@@ -146,13 +155,16 @@ class CompositeGenerator(nn.Module):
         frames_BXHW = history.frames.flatten(1, 2)
         conditions_BXHW, frames_BXHW = self._reduce(conditions_BXHW), self._reduce(frames_BXHW)
 
-        bottom = self.condition_encoder(conditions_BXHW) + self.frame_encoder(frames_BXHW)
+        # Before the first frame the past is all zeros: an instance norm would blow its rounding errors up to noise, so
+        # the frame encoder is switched off there.
+        past = self.frame_encoder(frames_BXHW) * history.valid.view(-1, 1, 1, 1)
+        bottom = self.condition_encoder(conditions_BXHW) + past
         hallucinated = torch.tanh(self.image_head(self.image_decoder(bottom)).float())
         if self.config.use_flow:
             output = self._blend(hallucinated, bottom, history)
         else:
             output = FrameOutput(hallucinated, hallucinated)
-        if self.config.foreground_channels:
+        if self.foreground_channels:
             output = self._paint_foreground(output, condition, conditions_BXHW)
         return output, advance(history, condition, output.frame)
 
@@ -162,9 +174,9 @@ class CompositeGenerator(nn.Module):
 
     def _blend(self, hallucinated: Tensor, bottom: Tensor, history: History) -> FrameOutput:
         """Warp the previous frame and mix it with the hallucinated one."""
-        features = self.flow_decoder(bottom)
-        flow = self.flow_head(features).float() * self.config.flow_scale
-        predicted = torch.sigmoid(self.occlusion_head(features).float())
+        motion = self.motion_head(self.flow_decoder(bottom)).float()
+        flow = motion[:, :2] * self.config.flow_scale
+        predicted = torch.sigmoid(motion[:, 2:])
         previous = history.frames[:, -1]
         warped = warp_backward(previous, flow, align_corners=self.config.warp_align_corners)
         # Without a previous frame nothing can be warped: the weight becomes 1 and the frame is hallucinated whole.
@@ -175,7 +187,7 @@ class CompositeGenerator(nn.Module):
     def _paint_foreground(self, output: FrameOutput, condition: Tensor, stack: Tensor) -> FrameOutput:
         """Replace the pixels of the foreground classes; they are never warped."""
         drawn = torch.tanh(self.foreground_head(self.foreground_branch(stack)).float())
-        mask = condition[:, list(self.config.foreground_channels)].sum(dim=1, keepdim=True).clamp(0, 1)
+        mask = condition[:, list(self.foreground_channels)].sum(dim=1, keepdim=True).clamp(0, 1)
         return output._replace(
             frame=mask * drawn + (1 - mask) * output.frame,
             hallucinated=mask * drawn + (1 - mask) * output.hallucinated,

@@ -1,0 +1,105 @@
+"""What a trained generator is made of: enough to build it again from a checkpoint, whatever code trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastv2v.checkpoint import find_checkpoint, load_weights, read_state, weights_file
+from fastv2v.config import from_dict, to_dict
+from fastv2v.data.conditions import ConditionSpec
+from fastv2v.errors import CheckpointError, ConfigError
+from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A generator, its condition and what it was trained on. Written into every checkpoint."""
+
+    generator: CompositeConfig
+    """Size and shape."""
+    foreground: tuple[str, ...] = ()
+    """Names of the label classes the foreground branch paints."""
+    condition: ConditionSpec
+    """How its conditions are encoded."""
+    palette: tuple[tuple[int, int, int], ...] = ()
+    """Display colour of each label class."""
+    size: tuple[int, int]
+    """(height, width) it was trained at."""
+    stage: Literal["teacher", "spatial", "temporal"] = "teacher"
+    """The training stage its weights come from."""
+    objective: dict[str, Any]
+    """The objective's config: shapes of the discriminators saved beside it."""
+
+    def build(self) -> CompositeGenerator:
+        """The generator with fresh weights.
+
+        Raises:
+            ConfigError: if a foreground class is not among the condition's classes.
+        """
+        channels = foreground_channels(self.condition, self.foreground)
+        return CompositeGenerator(self.generator, self.condition.channels, channels)
+
+
+def foreground_channels(spec: ConditionSpec, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Channels of the named classes; a name may also be a class id in digits.
+
+    Raises:
+        ConfigError: if a class is unknown.
+    """
+    channels = []
+    for name in names:
+        if name in spec.class_names:
+            channels.append(spec.class_names.index(name))
+        elif name.isdigit() and int(name) < spec.num_classes:
+            channels.append(int(name))
+        else:
+            raise ConfigError(
+                f"unknown foreground class {name!r}; the condition has {', '.join(spec.class_names) or 'no classes'}"
+            )
+    return tuple(channels)
+
+
+def architecture_dict(architecture: Architecture) -> dict[str, Any]:
+    """JSON values for ``fit``."""
+    return to_dict(architecture)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A generator with its weights."""
+
+    generator: CompositeGenerator
+    """In evaluation mode."""
+    architecture: Architecture
+    """What it is made of."""
+    checkpoint: Path
+    """Where it came from."""
+    step: int
+    """Training steps behind it."""
+
+
+def load_trained(path: Path | str, which: Literal["best", "latest"] = "best") -> Trained:
+    """Load a generator from a run or a checkpoint folder; averaged weights where they are kept.
+
+    Args:
+        path: a run, its ``checkpoints`` folder or one checkpoint.
+        which: which checkpoint of a run.
+
+    Raises:
+        CheckpointError: if there is none, it is damaged, or it is of another architecture.
+    """
+    checkpoint = find_checkpoint(path, which)
+    state = read_state(checkpoint)
+    described: Mapping[str, Any] = state.get("architecture") or {}
+    try:
+        architecture = from_dict(Architecture, described)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{checkpoint}: does not describe a generator of this version ({error}); train it again"
+        ) from error
+    generator = architecture.build()
+    load_weights(generator, weights_file(checkpoint))
+    return Trained(generator.eval(), architecture, checkpoint, int(state["step"]))

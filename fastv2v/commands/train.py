@@ -1,0 +1,206 @@
+"""``train-teacher``, ``train-skd`` and ``train-tkd``: three tasks for one training loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.presets import SpatialRecipe, TemporalRecipe
+from distill.spatial import SpatialTask
+from distill.teacher import freeze
+from distill.temporal import TemporalTask
+from fastv2v.architecture import Architecture, architecture_dict, load_trained
+from fastv2v.commands.parts import (
+    build_objective,
+    check_condition,
+    continue_discriminators,
+    held_out_clips,
+    num_parameters,
+    open_train,
+    palette_of,
+)
+from fastv2v.config import to_dict
+from fastv2v.contracts import Task
+from fastv2v.data.folder import VideoFolder
+from fastv2v.data.loader import ClipLoader
+from fastv2v.device import Device, open_device
+from fastv2v.log import BarProgress, SilentProgress
+from fastv2v.losses.objective import ObjectiveConfig
+from fastv2v.nn.composite import CompositeConfig
+from fastv2v.recipe import DataRecipe
+from fastv2v.run import open_run
+from fastv2v.seed import derive_seed, seed_everything
+from fastv2v.train import FitResult, TrainConfig, fit
+from teachers.presets import TeacherRecipe
+from teachers.task import TeacherTask
+
+_LOG = logging.getLogger(__name__)
+
+Stage = Literal["teacher", "spatial", "temporal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacher:
+    """Train a full-time teacher."""
+
+    data: Path
+    """Data set folder (train_A, train_B, ... or the Fast-Vid2Vid layout)."""
+    run: Path
+    """Run folder: config, curves, samples, checkpoints. The same command again goes on where it stopped."""
+    recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
+    """What the preset says, open to change."""
+    overwrite: bool = False
+    """Delete what the run folder holds and start anew."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpatial:
+    """Distil a low-resolution student from a teacher, frame by frame."""
+
+    data: Path
+    """Data set folder; the one the teacher was trained on."""
+    teacher: Path
+    """Run or checkpoint of the teacher."""
+    run: Path
+    """Run folder of the student."""
+    recipe: SpatialRecipe = field(default_factory=SpatialRecipe)
+    """What the preset says, open to change."""
+    overwrite: bool = False
+    """Delete what the run folder holds and start anew."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTemporal:
+    """Make a spatially distilled student part-time: keyframes only."""
+
+    data: Path
+    """Data set folder; the one the teacher was trained on."""
+    teacher: Path
+    """Run or checkpoint of the teacher."""
+    student: Path
+    """Run or checkpoint of the spatially distilled student."""
+    run: Path
+    """Run folder of the part-time student."""
+    recipe: TemporalRecipe = field(default_factory=TemporalRecipe)
+    """What the preset says, open to change."""
+    overwrite: bool = False
+    """Delete what the run folder holds and start anew."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def train_teacher(args: TrainTeacher) -> FitResult:
+    """Train a teacher as told; resumes a run that is there."""
+    recipe = args.recipe
+    device = open_device(recipe.device)
+    folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
+    seed_everything(derive_seed(recipe.train.seed, "weights"))
+    architecture = _architecture("teacher", recipe.generator, recipe.foreground, folder, loader, recipe.task.objective)
+    generator = architecture.build()
+    objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
+    task = TeacherTask(generator, folder.spec, objective, recipe.task)
+    _LOG.info("teacher: %.2f M weights, %d condition channels", num_parameters(generator) / 1e6, folder.spec.channels)
+    return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
+
+
+def train_spatial(args: TrainSpatial) -> FitResult:
+    """Distil a student spatially as told; resumes a run that is there."""
+    recipe = args.recipe
+    device = open_device(recipe.device)
+    folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
+    teacher = load_trained(args.teacher)
+    check_condition(teacher.architecture, folder, f"the teacher {args.teacher}")
+    seed_everything(derive_seed(recipe.train.seed, "weights"))
+    architecture = _architecture(
+        "spatial", recipe.student, teacher.architecture.foreground, folder, loader, recipe.task.objective
+    )
+    student = architecture.build()
+    objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
+    continue_discriminators(objective, teacher.checkpoint)
+    frozen = freeze(teacher.generator).to(device.device)
+    task = SpatialTask(student, frozen, folder.spec, objective, recipe.task)
+    _LOG.info("student: %.2f M weights (teacher %.2f M)", num_parameters(student) / 1e6, num_parameters(frozen) / 1e6)
+    return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
+
+
+def train_temporal(args: TrainTemporal) -> FitResult:
+    """Distil a student temporally as told; resumes a run that is there."""
+    recipe = args.recipe
+    device = open_device(recipe.device)
+    folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
+    teacher, student = load_trained(args.teacher), load_trained(args.student)
+    check_condition(teacher.architecture, folder, f"the teacher {args.teacher}")
+    check_condition(student.architecture, folder, f"the student {args.student}")
+    seed_everything(derive_seed(recipe.train.seed, "weights"))
+    architecture = _architecture(
+        "temporal",
+        student.architecture.generator,
+        student.architecture.foreground,
+        folder,
+        loader,
+        recipe.task.objective,
+    )
+    objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
+    continue_discriminators(objective, student.checkpoint)
+    frozen = freeze(teacher.generator).to(device.device)
+    task = TemporalTask(student.generator, frozen, folder.spec, objective, recipe.task)
+    return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
+
+
+def _architecture(
+    stage: Stage,
+    generator: CompositeConfig,
+    foreground: tuple[str, ...],
+    folder: VideoFolder,
+    loader: ClipLoader,
+    objective: ObjectiveConfig,
+) -> Architecture:
+    """Describe the generator on this data set; the size is that of the first clip."""
+    first = next(iter(loader.batches(0)))
+    return Architecture(
+        generator=generator,
+        foreground=foreground,
+        condition=folder.spec,
+        palette=palette_of(folder),
+        size=first.size,
+        stage=stage,
+        objective=to_dict(objective),
+    )
+
+
+def _fit(
+    args: TrainTeacher | TrainSpatial | TrainTemporal,
+    task: Task,
+    loader: ClipLoader,
+    data: DataRecipe,
+    train: TrainConfig,
+    device: Device,
+    architecture: Architecture,
+) -> FitResult:
+    """Open the run and train."""
+    config: dict[str, Any] = to_dict(args)
+    for name in ("overwrite", "quiet"):
+        config.pop(name)  # say how this call behaves, not what the run is
+    clips = held_out_clips(data, args.data, device)
+    make_progress: Callable[[], BarProgress | SilentProgress] = (
+        SilentProgress if args.quiet or not device.is_main else lambda: BarProgress(args.run.name)
+    )
+    with open_run(args.run, config, overwrite=args.overwrite, is_main=device.is_main) as run:
+        return fit(
+            task,
+            loader.batches,
+            run,
+            train,
+            device,
+            sample_clip=clips[0] if clips else None,
+            eval_clips=clips,
+            progress=make_progress(),
+            architecture=architecture_dict(architecture),
+        )

@@ -1,0 +1,111 @@
+"""Ways to train a teacher, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from fastv2v.data.folder import FolderConfig
+from fastv2v.data.sampling import SamplingConfig
+from fastv2v.data.transforms import GeometryConfig
+from fastv2v.device import DeviceConfig
+from fastv2v.losses.objective import LossWeights, ObjectiveConfig
+from fastv2v.losses.rollout import RolloutConfig
+from fastv2v.nn.composite import CompositeConfig
+from fastv2v.nn.discriminator import DiscriminatorConfig
+from fastv2v.optim import OptimConfig
+from fastv2v.recipe import UNSET_ROOT, DataRecipe, HelperRecipe
+from fastv2v.train import TrainConfig
+from teachers.task import TeacherTaskConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecipe:
+    """Everything that decides what a teacher becomes."""
+
+    data: DataRecipe = field(default_factory=DataRecipe)
+    """Data set and clips."""
+    generator: CompositeConfig = field(default_factory=CompositeConfig)
+    """Size and shape of the generator."""
+    foreground: tuple[str, ...] = ()
+    """Label classes painted by the foreground branch, by name or id; none leaves the branch out."""
+    task: TeacherTaskConfig = field(default_factory=TeacherTaskConfig)
+    """Losses, discriminators and rollouts."""
+    helpers: HelperRecipe = field(default_factory=HelperRecipe)
+    """Perceptual network and reference flow."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long, how fast, how often to look."""
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    """Where and in what precision."""
+
+
+def street() -> TeacherRecipe:
+    """vid2vid's street recipe at 512x256: 35 Cityscapes classes with instance borders, cars as foreground."""
+    return TeacherRecipe(
+        data=DataRecipe(
+            folder=FolderConfig(
+                root=UNSET_ROOT,
+                classes="cityscapes",
+                use_instances=True,
+                geometry=GeometryConfig(mode="scaleWidth", load_size=512, interpolation="area"),
+            ),
+            sampling=SamplingConfig(num_frames=8),
+            num_workers=4,
+        ),
+        foreground=("car",),
+        task=TeacherTaskConfig(rollout=RolloutConfig(chunk_frames=2, start_from_nothing=0.1, start_from_one=0.1)),
+        train=TrainConfig(steps=60_000, checkpoint_every=1000, sample_every=1000, eval_every=1000),
+    )
+
+
+def demo() -> TeacherRecipe:
+    """A small teacher that learns one place in minutes on a CPU, at 256x128."""
+    discriminator = DiscriminatorConfig(width=16, num_scales=2, norm="instance")
+    weights = LossWeights(
+        gan=0.5,
+        feature_matching=5.0,
+        perceptual=2.0,
+        reconstruction=10.0,
+        flow=2.0,
+        flow_warp=10.0,
+        warp=0.0,
+        occlusion=1.0,
+        temporal_gan=0.5,
+        temporal_feature_matching=5.0,
+    )
+    objective = ObjectiveConfig(
+        weights=weights, image_discriminator=discriminator, temporal_discriminator=discriminator
+    )
+    base = street()
+    return replace(
+        base,
+        data=DataRecipe(
+            folder=FolderConfig(
+                root=UNSET_ROOT,
+                test_tail=16,
+                geometry=GeometryConfig(mode="exact", size=(128, 256), interpolation="area"),
+            ),
+            sampling=SamplingConfig(num_frames=14),
+        ),
+        generator=CompositeConfig(width=16, num_downsamples=3, num_blocks=4, norm="instance"),
+        foreground=(),
+        task=TeacherTaskConfig(
+            objective=objective,
+            rollout=RolloutConfig(chunk_frames=3, backprop_frames=3, start_from_nothing=0.15, start_from_one=0.5),
+        ),
+        helpers=HelperRecipe(flow="fast"),
+        train=TrainConfig(
+            steps=100_000,
+            max_minutes=9.0,
+            optim=OptimConfig(lr=1e-3),
+            discriminator_lr_multiplier=0.4,
+            ema_decay=0.995,
+            log_every=10,
+            sample_every=100,
+            eval_every=50,
+            checkpoint_every=50,
+        ),
+    )
+
+
+PRESETS = {"street": street, "demo": demo}
+"""Presets by the name the command line knows them by."""
