@@ -10,9 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastv2v.errors import ConfigError
+from benchmarks.cost import step_cost
+from benchmarks.fps import compare_streams, measure_step, measure_stream, speed_ratio
+from benchmarks.results import BenchmarkResult
+from fastv2v.contracts import FrameOutput
+from fastv2v.errors import ConfigError, DataError
 from fastv2v.measure.cost import count_macs
 from fastv2v.measure.latency import Latency, measure_latency, peak_memory_mb
+from fastv2v.render import advance
 
 
 class TestCountMacs:
@@ -94,3 +99,113 @@ def test_peak_memory_is_that_of_a_python_process():
 def test_latency_needs_no_torch():
     check = "import sys, fastv2v.measure.latency; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+class TinyStep(nn.Module):
+    """A step of one convolution that needs a full history."""
+
+    condition_channels = 2
+    history_length = 2
+    size_multiple = 4
+
+    def __init__(self):
+        super().__init__()
+        self.draw = nn.Conv2d(3 * 2 + 2 * 3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def step(self, condition, history):
+        assert history.valid.shape == (1,)
+        past = torch.cat([history.conditions.flatten(1, 2), history.frames.flatten(1, 2)], dim=1)
+        frame = self.norm(self.draw(torch.cat([condition, past], dim=1)))
+        return FrameOutput(frame, frame), advance(history, condition, frame)
+
+
+class TestStepCost:
+    @pytest.mark.parametrize("use_meta", [False, True])
+    def test_keyframe_and_delivered_frame(self, use_meta):
+        cost = step_cost(TinyStep(), 2, (8, 12), keyframe_fraction=0.25, use_meta=use_meta)
+        macs = 12 * 3 * 9 * 8 * 12
+        assert cost.keyframe.true_macs == cost.keyframe.output_position_macs == macs
+        assert cost.true_macs_per_frame == cost.output_position_macs_per_frame == macs / 4
+        row = cost.row("tiny")
+        assert row["gflops_per_keyframe"] == pytest.approx(2 * macs / 1e9)
+        assert row["parameters_m"] == pytest.approx((12 * 3 * 9 + 3 + 6) / 1e6)
+
+    def test_the_model_is_left_as_it_was(self):
+        model = TinyStep()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        step_cost(model, 2, (8, 8))
+        assert model.training
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    def test_nonsense_is_refused(self):
+        with pytest.raises(ConfigError, match="keyframe_fraction"):
+            step_cost(TinyStep(), 2, (8, 8), keyframe_fraction=0)
+        with pytest.raises(ConfigError, match="divisible by 4"):
+            step_cost(TinyStep(), 2, (8, 9))
+        with pytest.raises(ConfigError, match="only torch modules"):
+            step_cost(object(), 2, (8, 8))
+
+
+class TestFps:
+    def test_keyframe_fps_is_the_inverse_of_the_median(self):
+        speed = measure_step(lambda: time.sleep(0.002), warmup=0, repeats=5)
+        assert speed.keyframe_fps == pytest.approx(1000 / speed.latency.median_ms)
+        assert speed.keyframe_fps <= 500
+        assert speed.row("step", threads=1)["threads"] == 1
+
+    def test_a_stream_is_timed_from_its_start_to_its_last_frame(self):
+        def stream():
+            time.sleep(0.01)
+            for index in range(4):
+                time.sleep(0.002)
+                yield index
+
+        speed = measure_stream(stream, 4, repeats=3)
+        assert len(speed.fps_of_repeats) == 3
+        assert speed.delivered_fps <= 4 / 0.018
+        assert speed.first_frame_ms >= 12
+        assert speed.pause.median_ms >= 2
+        assert speed.pause.repeats == 9
+
+    def test_endless_streams_are_closed_and_short_ones_refused(self):
+        closed = []
+
+        def endless():
+            try:
+                while True:
+                    yield 0
+            finally:
+                closed.append(True)
+
+        measure_stream(endless, 3, repeats=2, warmup=1)
+        assert len(closed) == 3
+        with pytest.raises(DataError, match="delivered 2 of 3"):
+            measure_stream(lambda: iter([0, 1]), 3)
+
+    def test_streams_take_turns_and_ratios_are_of_one_round(self):
+        order = []
+
+        def make(name, pause_s):
+            def stream():
+                order.append(name)
+                for _ in range(3):
+                    time.sleep(pause_s)
+                    yield 0
+
+            return stream
+
+        speeds = compare_streams({"fast": make("fast", 0.001), "slow": make("slow", 0.004)}, 3, repeats=2, warmup=0)
+        assert order == ["fast", "slow"] * 2
+        assert speed_ratio(speeds["fast"], speeds["slow"]) > 1.5
+        with pytest.raises(ConfigError, match="one run"):
+            speed_ratio(speeds["fast"], measure_stream(make("x", 0), 3, repeats=1))
+
+    def test_rows_fit_the_result_file(self):
+        speed = measure_stream(lambda: iter(range(3)), 3, repeats=2)
+        rows = [speed.row("stream", ratio=2.0), measure_step(lambda: None, repeats=3).row("step")]
+        BenchmarkResult(suite="fps", device="cpu", threads=1, precision="fp32", rows=rows)
+
+    def test_nonsense_is_refused(self):
+        with pytest.raises(ConfigError, match="num_frames >= 2"):
+            measure_stream(lambda: iter([]), 1)

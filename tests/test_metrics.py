@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from fastv2v.errors import DataError, ShapeError
+from benchmarks.quality import MEAN_COLOUR, PREVIOUS_FRAME, REAL, mean_scores, quality_table, score_rows, score_video
+from fastv2v.errors import ConfigError, DataError, ShapeError
 from fastv2v.metrics import (
     MeanColourFloor,
     flicker,
@@ -230,3 +231,93 @@ def test_previous_frame_floor_stays_aligned():
     assert floor[0] is before
     assert floor[2] is real[1]
     assert previous_frame_floor([], before) == []
+
+
+class TestScoreVideo:
+    def video(self, num_frames=5):
+        return [np.roll(texture((48, 64)), t, axis=1) for t in range(num_frames)]
+
+    def test_real_video_scores_itself(self):
+        real = self.video()
+        scores = score_video("real", real, real)
+        assert (scores["all"]["psnr_db"], scores["all"]["ssim"], scores["all"]["flicker"]) == (100, 1, 0)
+        assert scores["all"]["vmaf"] > 90
+        assert scores["all"]["num_frames"] == 5
+        assert scores["keyframes"] is scores["interpolated"] is None
+
+    def test_sets_are_taken_apart_by_frame_index(self):
+        real = [np.full((32, 32, 3), 100, np.uint8)] * 4
+        frames = [real[0], real[0] + 1, real[0], real[0] + 1]
+        scores = score_video("s", frames, real, keyframe_mask=[True, False, True, False], with_vmaf=False)
+        assert scores["keyframes"]["psnr_db"] == 100
+        assert scores["interpolated"]["psnr_db"] == pytest.approx(48.1308, abs=1e-4)
+        assert scores["all"]["psnr_db"] == pytest.approx((100 + 48.1308) / 2, abs=1e-4)
+        # the first frame has no earlier one: of the keyframes only frame 2 has a flicker
+        assert scores["keyframes"]["flicker"] == pytest.approx(1 / 255)
+        assert scores["keyframes"]["warping_error"] == pytest.approx(1 / 255**2)
+        assert scores["all"]["vmaf"] is None
+
+    def test_vmaf_of_a_set_is_pooled_from_the_whole_video(self):
+        real = self.video()
+        frames = [f if t % 2 == 0 else 255 - f for t, f in enumerate(real)]
+        whole = vmaf(frames, real).per_frame
+        scores = score_video("s", frames, real, keyframe_mask=[t % 2 == 0 for t in range(5)])
+        assert scores["keyframes"]["vmaf"] == pytest.approx(pool_vmaf(whole[::2]).harmonic_mean)
+
+    def test_disagreeing_counts_name_the_video(self):
+        real = self.video()
+        with pytest.raises(ShapeError, match="student: 4 frames against 5"):
+            score_video("student", real[:4], real)
+        with pytest.raises(ShapeError, match="student: 2 keyframe marks for 5"):
+            score_video("student", real, real, keyframe_mask=[True, False])
+        with pytest.raises(ShapeError, match=r"student: .*one size"):
+            score_video("student", [f[:-2] for f in real], real)
+
+    def test_rows_and_means(self):
+        one = {"num_frames": 4, "psnr_db": 20.0, "ssim": 0.5, "vmaf": None, "vmaf_p5": None, "warping_error": 0.0}
+        two = one | {"psnr_db": 30.0, "num_frames": 2, "vmaf": 50.0, "vmaf_p5": 40.0}
+        videos = [
+            {"name": "a", "all": one | {"flicker": 0.1}, "keyframes": None, "interpolated": None},
+            {"name": "b", "all": two | {"flicker": None}, "keyframes": None, "interpolated": None},
+        ]
+        (row,) = score_rows(mean_scores("set", videos))
+        assert row["name"] == "set"
+        assert row["frames"] == "all"
+        assert (row["num_frames"], row["psnr_db"], row["vmaf"], row["flicker"]) == (6, 25.0, 50.0, 0.1)
+        with pytest.raises(ConfigError, match="at least one"):
+            mean_scores("set", [])
+
+
+class TestQualityTable:
+    def test_floors_stand_beside_the_candidates(self):
+        before, *real = (np.roll(texture((48, 64)), 2 * t, axis=1) for t in range(5))
+        labels = [(frame[..., 0] // 64) for frame in real]
+        floor = MeanColourFloor.fit(zip(labels, real, strict=True))
+        rows = quality_table(
+            real,
+            {"student": real},
+            keyframe_masks={"student": [True, False, True, False]},
+            before=before,
+            labels=labels,
+            mean_colour=floor,
+            with_vmaf=False,
+        )
+        assert [row["name"] for row in rows] == [REAL, MEAN_COLOUR, PREVIOUS_FRAME, "student"]
+        psnr_of = {row["name"]: row["all"]["psnr_db"] for row in rows}
+        assert psnr_of[REAL] == psnr_of["student"] == 100
+        assert psnr_of[MEAN_COLOUR] == pytest.approx(
+            np.mean([psnr(floor.paint(x), r) for x, r in zip(labels, real, strict=True)])
+        )
+        assert psnr_of[PREVIOUS_FRAME] == pytest.approx(
+            np.mean([psnr(a, b) for a, b in zip([before, *real[:-1]], real, strict=True)])
+        )
+        assert len(score_rows(rows[-1])) == 3
+
+    def test_what_fits_no_candidate_is_refused(self):
+        real = [texture((48, 64))] * 2
+        with pytest.raises(ConfigError, match="no candidates"):
+            quality_table(real, {"a": real}, keyframe_masks={"b": [True, True]})
+        with pytest.raises(ConfigError, match="both labels and"):
+            quality_table(real, {"a": real}, labels=[np.zeros((48, 64), int)] * 2)
+        with pytest.raises(ConfigError, match="may not be called"):
+            quality_table(real, {REAL: real})

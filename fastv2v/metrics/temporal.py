@@ -98,7 +98,9 @@ def warping_errors(
 def warping_error(
     frames: Iterable[NDArray[np.uint8]], flows: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]
 ) -> float:
-    """Mean of ``warping_errors`` over a video; compare it with the same number for the real video, its floor.
+    """Mean of ``warping_errors`` over a video; compare it with the same number for the real video.
+
+    Blur lowers this error, so that a value below the real video's is no merit.
 
     Returns:
         The mean over pairs with a usable mask; NaN where there is none (a single frame, or cuts only).

@@ -1,0 +1,103 @@
+"""Multiply-adds of a step model, for each keyframe and for each delivered frame."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Final
+
+from torch import nn
+
+from benchmarks.results import Scalar
+from fastv2v.contracts import History, StepModel
+from fastv2v.errors import ConfigError
+from fastv2v.measure.cost import Cost, count_macs
+
+COLUMNS: Final = {
+    "name": "model",
+    "gmacs_per_keyframe": "GMACs / keyframe",
+    "gmacs_per_frame": "GMACs / delivered frame",
+    "output_position_gmacs_per_keyframe": "(output positions) / keyframe",
+    "output_position_gmacs_per_frame": "/ delivered frame",
+    "parameters_m": "parameters M",
+}
+"""Columns of a cost table."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of one step at batch size 1, and its share per delivered frame."""
+
+    keyframe: Cost
+    """One step: one synthesised frame."""
+    keyframe_fraction: float
+    """Synthesised frames among all delivered ones; 1 for a full-time model."""
+
+    @property
+    def true_macs_per_frame(self) -> float:
+        """Multiply-adds of the network per delivered frame; interpolation counts as nothing."""
+        return self.keyframe.true_macs * self.keyframe_fraction
+
+    @property
+    def output_position_macs_per_frame(self) -> float:
+        """The same under the convention of published tables ("m.MACs")."""
+        return self.keyframe.output_position_macs * self.keyframe_fraction
+
+    def row(self, name: str) -> dict[str, Scalar]:
+        """One row for a table or result file; G is 10⁹, M is 10⁶, 1 MAC is 2 FLOPs."""
+        return {
+            "name": name,
+            "gmacs_per_keyframe": self.keyframe.true_macs / 1e9,
+            "gmacs_per_frame": self.true_macs_per_frame / 1e9,
+            "output_position_gmacs_per_keyframe": self.keyframe.output_position_macs / 1e9,
+            "output_position_gmacs_per_frame": self.output_position_macs_per_frame / 1e9,
+            "gflops_per_keyframe": 2 * self.keyframe.true_macs / 1e9,
+            "keyframe_fraction": self.keyframe_fraction,
+            "parameters_m": self.keyframe.parameters / 1e6,
+        }
+
+
+def step_cost(
+    model: StepModel,
+    channels: int,
+    size: tuple[int, int],
+    *,
+    keyframe_fraction: float = 1.0,
+    use_meta: bool = False,
+) -> StepCost:
+    """Count one step of a generator with a full history.
+
+    Args:
+        model: a step model that is a torch module.
+        channels: C of its encoded condition.
+        size: (height, width).
+        keyframe_fraction: synthesised frames among all delivered ones, in (0, 1].
+        use_meta: count on a copy without data: instant at any size, for models that do not look at values.
+
+    Returns:
+        Both conventions, parameters, and the table of layers.
+
+    Raises:
+        ConfigError: if the model is no torch module or the numbers make no sense.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"only torch modules can be counted, got {type(model).__name__}; count what it was made from")
+    if not 0 < keyframe_fraction <= 1:
+        raise ConfigError(f"keyframe_fraction must lie in (0, 1], got {keyframe_fraction}")
+    if channels != model.condition_channels or any(side % model.size_multiple or side <= 0 for side in size):
+        raise ConfigError(
+            f"the model takes {model.condition_channels} channels and sizes divisible by {model.size_multiple}, "
+            f"got {channels} channels and size {size}"
+        )
+    counted = copy.deepcopy(model).to("meta") if use_meta else model
+    first = next(counted.parameters())
+    condition = first.new_zeros(1, channels, *size)
+    past = model.history_length
+    history = History(first.new_zeros(1, past, channels, *size), first.new_zeros(1, past, 3, *size), first.new_ones(1))
+    was_training = counted.training
+    counted.eval()  # a count must not move running statistics
+    try:
+        cost = count_macs(lambda: counted.step(condition, history), counted)
+    finally:
+        counted.train(was_training)
+    return StepCost(cost, keyframe_fraction)
