@@ -172,8 +172,8 @@ def full_report(clip):
         summary="What came of it.",
         setup={"Machine": {"cpu": "none", "gpu": None, "size": (128, 256)}},
         headlines=[Headline(value="6.8 x", label="faster", note="in one run")],
-        tables=[Table(title="Quality", columns={"name": "video", "psnr_db": "PSNR", "a.b": "dot"}, note="higher is better",
-                      rows=[{"name": "teacher", "psnr_db": 24.5}, {"name": "student"}])],
+        tables=[Table(title="Quality", columns={"name": "video", "psnr_db": "PSNR", "a.b": "dot"},
+                      note="higher is better", rows=[{"name": "teacher", "psnr_db": 24.5}, {"name": "student"}])],
         videos=[VideoGroup(title="Clip 7", panels=[
             VideoPanel(name="Real", path=clip("real.mp4")),
             VideoPanel(name="Student", path=clip("student.mp4"), keyframes=keyframes, note="delivered"),
