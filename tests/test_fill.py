@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.interpolation import PlainDIS, interpolation_benchmark, load_frames, psnr_db
+from benchmarks.interpolation import PlainDIS, interpolation_benchmark, load_frames, main, psnr_db
 from fastv2v.errors import ConfigError, DataError, ShapeError
 from interpolate.fill import StreamFiller, fill
 from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
@@ -246,6 +247,14 @@ class TestBenchmark:
         assert dis["num_interpolated"] == 6  # frames 0, 4, 8 are given; frame 9 belongs to no full gap
         assert dis["ms_per_frame"] > blend["ms_per_frame"] > 0
         assert dis["speedup"] is None
+
+    def test_the_last_line_and_the_file_are_json(self, tmp_path, capsys):
+        for number, frame in enumerate(moving_texture(5, (2.0, 0.0))):
+            cv2.imwrite(str(tmp_path / f"{number}.png"), frame)
+        main(tmp_path, gap=2, size=(64, 96), repeats=1, methods=("blend",), json=tmp_path / "result.json")
+        last_line = capsys.readouterr().out.splitlines()[-1]
+        assert json.loads(last_line) == json.loads((tmp_path / "result.json").read_text())
+        assert json.loads(last_line)["rows"][0]["method"] == "blend"
 
     def test_bad_requests_are_refused(self, tmp_path):
         with pytest.raises(ConfigError, match="unknown method 'magic'"):
