@@ -200,7 +200,7 @@ class _Planner:
     # ------------------------------------------------------------------------------------- street furniture
 
     def furniture(self) -> None:
-        """Trees, lamps, signs, bins, benches, post boxes, planters, bollards."""
+        """Trees, lamps, signs, bins, benches, post boxes, planters, bollards, guard rails."""
         rng = self.rng(2)
         tree_step = 8.5 / max(self.config.trees, 0.05)
         for side in (-1, 1):
@@ -215,7 +215,7 @@ class _Planner:
                 lamp += 24.0
             s = self.start + pick(rng, 6, 12)
             while s < self.end:
-                kind = rng.choice(6, p=(0.34, 0.16, 0.14, 0.12, 0.12, 0.12))
+                kind = rng.choice(7, p=(0.28, 0.13, 0.12, 0.10, 0.12, 0.10, 0.15))
                 pose = self.street.pose(s, side * (5.8 if kind == 0 else 8.2), 0.0 if side > 0 else np.pi)
                 self._piece(rng, int(kind), pose, side)
                 s += pick(rng, 5, 11)
@@ -282,11 +282,16 @@ class _Planner:
                 centre = (pose @ (0, -0.62 - pick(rng, 0, 0.15), z, 1))[:3]
                 add.blob(centre, (0.38, 0.34, 0.36), f"leaves{rng.integers(NUM_LEAVES)}", TREE, metres=1.2, ragged=True)
             self.cast(pose, 0.4, 0.7, 0.8)
-        else:
+        elif kind == 5:
             for z in (-1.4, 0.0, 1.4):
                 at = pose @ place(-2.35, z)
                 add.box(at, (-0.07, 0.07), (0, 0.95), (-0.07, 0.07), "metal", POLE, metres=2, tint=(0.42, 0.42, 0.44))
                 self.cast(at, 0.09, 0.09, 0.95)
+        else:  # a guard rail along the kerb
+            length = float(rng.integers(3, 6)) * 2.0
+            add.wall(pose, (-2.45, length / 2), (-2.45, -length / 2), 1.05, 0.0, "railings", FENCE,
+                     uv=(0, 0, length / 2, 0.999), two_sided=True)  # fmt: skip
+            self.cast(pose @ place(-2.45, 0), 0.03, length / 2, 0.5)
 
     # --------------------------------------------------------------------------------------------- traffic
 
@@ -299,7 +304,7 @@ class _Planner:
         for side in (-1, 1):
             s = self.start + pick(rng, 0, 6)
             while s < self.end - 8:
-                if rng.random() < 0.55 * min(density, 1.6):
+                if rng.random() < 0.34 * density:
                     self._car(rng, s, side * 4.35 + pick(rng, -0.1, 0.1), parked=True, turned=side < 0)
                 s += pick(rng, 5.4, 6.6)
         drives = self.config.camera == "drive"
@@ -393,7 +398,7 @@ class _Planner:
         opts: dict[str, Any] = {"instance": instance}
         self.build.wall(np.eye(4), (0.0, -0.9), (0.0, 0.9), 1.1, 0.0, "bicycle", CYCLIST, uv=(0.004, 0.01, 0.996, 0.99),
                         tint=hue, two_sided=True, obj=body, **opts)  # fmt: skip
-        red, green, blue = rng.uniform(0.3, 1.0, 3).tolist()
+        red, green, blue = rng.uniform(0.25, 0.85, 3).tolist()
         shirt: Point = (red, green, blue)
         trousers: Point = ((0.2, 0.22, 0.3), (0.3, 0.26, 0.22), (0.15, 0.15, 0.16))[rng.integers(3)]
         where = (s, t, speed)
@@ -421,7 +426,7 @@ class _Planner:
             s = self.start + pick(rng, 4, 10)
             while s < self.end:
                 self._person(rng, s, side * pick(rng, 6.7, 7.9), bool(rng.random() < 0.5))
-                s += rng.exponential(8.0 / self.config.people) + 1.2
+                s += rng.exponential(4.5 / self.config.people) + 1.0
 
     def _person(self, rng: Generator, s: float, t: float, turned: bool) -> None:
         """Head, torso, arms and legs that swing from shoulder and hip."""

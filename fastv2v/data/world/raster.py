@@ -22,6 +22,8 @@ NEAR = 0.1
 SKY_ID, ROAD_ID, KERB_FACE_ID, KERB_TOP_ID, PAVEMENT_ID, LAWN_ID = range(6)
 NUM_GROUND = 6
 KERB_WIDTH, PAVEMENT_END, GROUND_LIMIT = 0.2, 9.6, 600.0
+BEHIND, AHEAD = 40.0, 280.0
+"""Metres along the street around the camera in which things are drawn; haze and bends hide what lies beyond."""
 
 
 class View(NamedTuple):
@@ -84,7 +86,7 @@ def rasterize(view: View, scene: Scene, poses: Float, atlas: Atlas) -> tuple[GBu
     buffer = _ground(view, scene.street)
     world_to_camera = np.linalg.inv(view.camera_to_world)
     to_camera = world_to_camera @ poses
-    quad, planes, facing, density, edges, boxes, nearest = _prepare_quads(view, scene.quads, to_camera)
+    quad, planes, facing, density, edges, boxes, nearest = _prepare_quads(view, scene.quads, to_camera, poses)
     _fill_quads(view, buffer, scene.quads, quad, planes, edges, boxes, nearest, atlas)
     blob, ray, origin, to_unit, boxes, nearest = _prepare_blobs(view, scene.blobs, to_camera, poses)
     _fill_blobs(view, buffer, scene.blobs, blob, ray, origin, boxes, nearest, NUM_GROUND + len(quad), atlas)
@@ -148,19 +150,20 @@ def _ground(view: View, street: Street) -> GBuffer:
 
 
 def _prepare_quads(
-    view: View, quads: Quads, to_camera: Float
+    view: View, quads: Quads, to_camera: Float, poses: Float
 ) -> tuple[NDArray[np.int32], Float, Float, Float, Float, NDArray[np.int64], Float]:
     """Cull, and set up the affine functions of the quads that remain, their boxes and largest inverse depths."""
-    pose = to_camera[quads.obj]
-    corners = np.einsum("qij,qkj->qki", pose[:, :3, :3], quads.corners) + pose[:, None, :3, 3]
+    close = np.flatnonzero(_close(view, quads.corners[:, 0, 2], quads.obj, poses))
+    pose = to_camera[quads.obj[close]]
+    corners = np.einsum("qij,qkj->qki", pose[:, :3, :3], quads.corners[close]) + pose[:, None, :3, 3]
     focal = view.intrinsics[0, 0]
     limits = _frustum(view)
     outside = (corners @ limits.T < 0).all(1).any(1) | (corners[..., 2] < NEAR).all(1)
-    normals = np.einsum("qij,qj->qi", pose[:, :3, :3], quads.normals)
+    normals = np.einsum("qij,qj->qi", pose[:, :3, :3], quads.normals[close])
     distance = (normals * corners[:, 0]).sum(1)  # n . o, negative where the front is seen
-    keep = ~outside & (np.abs(distance) > 1e-6) & (quads.two_sided | (distance < 0))
-    chosen = np.flatnonzero(keep).astype(np.int32)
-    pose, corners, normals, distance = pose[chosen], corners[chosen], normals[chosen], distance[chosen]
+    keep = ~outside & (np.abs(distance) > 1e-6) & (quads.two_sided[close] | (distance < 0))
+    chosen = close[keep].astype(np.int32)
+    pose, corners, normals, distance = pose[keep], corners[keep], normals[keep], distance[keep]
     inverse_k = view.inverse_intrinsics
     # On the plane n . (r z) = n . o: 1/z = (n / n.o) . r, and any affine g . p + c becomes z (g + c n / n.o) . r.
     plane = normals / distance[:, None]
@@ -175,6 +178,12 @@ def _prepare_quads(
     density = quads.density[chosen] * np.sqrt(1 / np.maximum(np.abs(distance), 1e-3)) / (2 * focal)
     nearest = 1.0001 / np.maximum(corners[..., 2].min(1), NEAR / 2)
     return chosen, planes, facing, density, edges, _boxes_of_corners(view, corners), nearest
+
+
+def _close(view: View, z: Float, obj: NDArray[np.int32], poses: Float) -> NDArray[np.bool_]:
+    """Which shapes, at ``z`` in their object, are near enough along the street to be looked at more closely."""
+    along = np.where(obj > 0, poses[obj, 2, 3], z) - view.camera_to_world[2, 3]
+    return (along > -BEHIND) & (along < AHEAD)
 
 
 def _frustum(view: View) -> Float:
@@ -277,12 +286,13 @@ def _prepare_blobs(
     if not len(blobs.obj):
         empty = np.zeros((0, 3, 3))
         return np.zeros(0, np.int32), empty, np.zeros((0, 3)), empty, np.zeros((0, 4), np.int64), np.zeros(0)
-    pose = to_camera[blobs.obj]
-    centre = np.einsum("eij,ej->ei", pose[:, :3, :3], blobs.centre) + pose[:, :3, 3]
-    reach = blobs.radii.max(1)
+    close = np.flatnonzero(_close(view, blobs.centre[:, 2], blobs.obj, poses))
+    pose = to_camera[blobs.obj[close]]
+    centre = np.einsum("eij,ej->ei", pose[:, :3, :3], blobs.centre[close]) + pose[:, :3, 3]
+    reach = blobs.radii[close].max(1)
     inside = (centre @ _frustum(view).T > -reach[:, None]).all(1) & (centre[:, 2] + reach > NEAR)
-    chosen = np.flatnonzero(inside).astype(np.int32)
-    rotation, centre, radii = pose[chosen, :3, :3], centre[chosen], blobs.radii[chosen]
+    chosen = close[inside].astype(np.int32)
+    rotation, centre, radii = pose[inside, :3, :3], centre[inside], blobs.radii[chosen]
     shrink = rotation.transpose(0, 2, 1) / radii[..., None]  # camera vector to unit-sphere coordinates
     origin = -np.einsum("eij,ej->ei", shrink, centre)
     # Bounds of the outline from the dual conic K (A A^T - c c^T) K^T, A = rotation * radii.

@@ -320,10 +320,11 @@ class _Shader:
         self._chunks = {k: self._chunks[k] if k in self._chunks else self._still_chunk(k) for k in wanted}
         light_map = np.concatenate([self._chunks[k] for k in wanted])
         base = first * _CHUNK
-        for caster in self._scene.moving_casters:
-            pose = poses[caster.obj] @ caster.pose
-            if base - 5 < pose[2, 3] < base + 3 * _CHUNK:
-                _cast(light_map, base, caster, pose, self._scene.light, self._scene.street)
+        casters = self._scene.moving_casters
+        along = poses[[caster.obj for caster in casters], 2, 3] if casters else np.zeros(0)
+        for i in np.flatnonzero((along > base - 5) & (along < base + 3 * _CHUNK)):
+            pose = poses[casters[i].obj] @ casters[i].pose
+            _cast(light_map, base, casters[i], pose, self._scene.light, self._scene.street)
         return light_map, base
 
     def _still_chunk(self, number: int) -> NDArray[np.uint8]:

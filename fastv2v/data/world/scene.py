@@ -201,10 +201,10 @@ def plan_camera(config: WorldConfig, street: Street, rng: Generator) -> CameraPa
 def plan_light(rng: Generator) -> Light:
     """One of four kinds of day, slightly varied."""
     kinds = (  # sun, ambient, zenith, horizon, cloud cover, haze distance
-        ((0.68, 0.65, 0.56), (0.62, 0.65, 0.71), (84, 138, 208), (198, 216, 230), 0.46, 330.0),
-        ((0.76, 0.61, 0.42), (0.60, 0.60, 0.64), (108, 148, 198), (240, 218, 186), 0.44, 260.0),
+        ((0.80, 0.76, 0.64), (0.56, 0.60, 0.68), (84, 138, 208), (198, 216, 230), 0.46, 330.0),
+        ((0.84, 0.68, 0.46), (0.55, 0.56, 0.62), (108, 148, 198), (240, 218, 186), 0.44, 260.0),
         ((0.22, 0.22, 0.22), (0.86, 0.88, 0.90), (162, 172, 184), (210, 214, 218), 0.85, 220.0),
-        ((0.58, 0.60, 0.62), (0.62, 0.66, 0.72), (112, 154, 204), (216, 224, 230), 0.60, 240.0),
+        ((0.64, 0.66, 0.68), (0.58, 0.62, 0.69), (112, 154, 204), (216, 224, 230), 0.60, 240.0),
     )
     sun, ambient, zenith, horizon, cover, distance = kinds[rng.choice(4, p=(0.4, 0.25, 0.15, 0.2))]
     # The sun stands roughly along the street, so that light falls between the houses.

@@ -60,7 +60,8 @@ def write_world(
         test_clips: number of held-out clips, at least 0; they follow the training clips.
         overwrite: replace a world made from something else. Folders that are not worlds are never replaced.
         write_flow: also write exact optical flow.
-        num_workers: processes that render clips side by side; 0 renders here. The files are the same.
+        num_workers: processes that render clips side by side; 0 renders here. The files are the same. Workers are
+            spawned, so a script that asks for them needs the usual ``if __name__ == "__main__"``.
         progress: called with (frames done, frames in all); after each frame here, after each clip with workers.
 
     Returns:
@@ -101,12 +102,23 @@ def write_world(
         classes = [{"name": name, "color": list(color)} for name, color in zip(CLASS_NAMES, PALETTE, strict=True)]
         (payload / "classes.json").write_text(json.dumps({"schema": 1, "classes": classes}, indent=2) + "\n")
         (payload / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        if out.exists():
-            os.replace(out, scratch / "old")
-        os.replace(payload, out)
+        _swap(payload, out, scratch / "old")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
+
+
+def _swap(new: Path, out: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``out``, and put ``out`` back if that fails."""
+    replaces = out.exists()
+    if replaces:
+        os.replace(out, old)
+    try:
+        os.replace(new, out)
+    except OSError:
+        if replaces:
+            os.replace(old, out)
+        raise
 
 
 def _is_done(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
