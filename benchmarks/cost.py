@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from benchmarks.results import Scalar
 from fastv2v.contracts import History, StepModel
@@ -63,7 +65,7 @@ def step_cost(
     size: tuple[int, int],
     *,
     keyframe_fraction: float = 1.0,
-    use_meta: bool = False,
+    compute: bool = False,
 ) -> StepCost:
     """Count one step of a generator with a full history.
 
@@ -72,13 +74,14 @@ def step_cost(
         channels: C of its encoded condition.
         size: (height, width).
         keyframe_fraction: synthesised frames among all delivered ones, in (0, 1].
-        use_meta: count on a copy without data: instant at any size, for models that do not look at values.
+        compute: really run the step. Without, only shapes are followed, in no time at any size; a model that looks at
+            values to decide what to do needs it.
 
     Returns:
         Both conventions, parameters, and the table of layers.
 
     Raises:
-        ConfigError: if the model is no torch module or the numbers make no sense.
+        ConfigError: if the model is no torch module, the numbers make no sense, or the step must be computed.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"only torch modules can be counted, got {type(model).__name__}; count what it was made from")
@@ -89,15 +92,21 @@ def step_cost(
             f"the model takes {model.condition_channels} channels and sizes divisible by {model.size_multiple}, "
             f"got {channels} channels and size {size}"
         )
-    counted = copy.deepcopy(model).to("meta") if use_meta else model
-    first = next(counted.parameters())
-    condition = first.new_zeros(1, channels, *size)
-    past = model.history_length
-    history = History(first.new_zeros(1, past, channels, *size), first.new_zeros(1, past, 3, *size), first.new_ones(1))
-    was_training = counted.training
-    counted.eval()  # a count must not move running statistics
+    was_training = model.training
+    model.eval()  # a count must not move running statistics
     try:
-        cost = count_macs(lambda: counted.step(condition, history), counted)
+        with nullcontext() if compute else FakeTensorMode(allow_non_fake_inputs=True):
+            condition, history = _blank_inputs(model, next(model.parameters()), size)
+            cost = count_macs(lambda: model.step(condition, history), model)
+    except DataDependentOutputException as error:
+        raise ConfigError("this model looks at values to decide what to do; count it with compute=True") from error
     finally:
-        counted.train(was_training)
+        model.train(was_training)
     return StepCost(cost, keyframe_fraction)
+
+
+def _blank_inputs(model: StepModel, like: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, History]:
+    """A condition and a full history of zeros, of the type and on the device of ``like``."""
+    past, channels = model.history_length, model.condition_channels
+    history = History(like.new_zeros(1, past, channels, *size), like.new_zeros(1, past, 3, *size), like.new_ones(1))
+    return like.new_zeros(1, channels, *size), history

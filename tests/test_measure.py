@@ -121,9 +121,9 @@ class TinyStep(nn.Module):
 
 
 class TestStepCost:
-    @pytest.mark.parametrize("use_meta", [False, True])
-    def test_keyframe_and_delivered_frame(self, use_meta):
-        cost = step_cost(TinyStep(), 2, (8, 12), keyframe_fraction=0.25, use_meta=use_meta)
+    @pytest.mark.parametrize("compute", [False, True])
+    def test_keyframe_and_delivered_frame(self, compute):
+        cost = step_cost(TinyStep(), 2, (8, 12), keyframe_fraction=0.25, compute=compute)
         macs = 12 * 3 * 9 * 8 * 12
         assert cost.keyframe.true_macs == cost.keyframe.output_position_macs == macs
         assert cost.true_macs_per_frame == cost.output_position_macs_per_frame == macs / 4
@@ -134,9 +134,19 @@ class TestStepCost:
     def test_the_model_is_left_as_it_was(self):
         model = TinyStep()
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        step_cost(model, 2, (8, 8))
+        for compute in (False, True):
+            step_cost(model, 2, (8, 8), compute=compute)
         assert model.training
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    def test_a_model_that_looks_at_values_must_be_computed(self):
+        class Looking(TinyStep):
+            def step(self, condition, history):
+                return super().step(condition + 1 if condition.sum().item() > 0 else condition, history)
+
+        with pytest.raises(ConfigError, match="compute=True"):
+            step_cost(Looking(), 2, (8, 8))
+        assert step_cost(Looking(), 2, (8, 8), compute=True).keyframe.true_macs > 0
 
     def test_nonsense_is_refused(self):
         with pytest.raises(ConfigError, match="keyframe_fraction"):
