@@ -242,7 +242,7 @@ def main(
     """
     material = load_frames(frames, size, limit)
     rows = interpolation_benchmark(material, gap, methods, repeats, threads=threads)
-    print(f"{frames.name}: {len(material)} frames at {size[1]}x{size[0]}, every {gap}th given, {threads} threads")
+    print(f"{frames.name}: {len(material)} frames at {size[1]}x{size[0]}, 1 in {gap} given, {threads} threads")
     print(format_table(rows))
     line = json_format.dumps({"suite": "interpolation", "source": frames.name, "rows": rows})
     if json is not None:
