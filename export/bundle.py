@@ -52,6 +52,10 @@ class Cost:
     """Multiply-accumulates to synthesise one keyframe."""
     macs_per_frame: float
     """The same, spread over all delivered frames."""
+    output_position_macs_per_keyframe: float
+    """Counted as Fast-Vid2Vid's table does: transposed convolutions at every output position."""
+    parameters: int
+    """Weights of the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +149,8 @@ class Manifest:
             ConfigError: if a value does not fit the schema.
         """
         record = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        record["cost"] |= {name.replace("macs", "flops"): 2 * macs for name, macs in asdict(self.cost).items()}
+        cost = asdict(self.cost)
+        record["cost"] |= {n.replace("macs", "flops"): 2 * cost[n] for n in ("macs_per_keyframe", "macs_per_frame")}
         record = json.loads(json.dumps(record))  # tuples become lists, as they will on disk
         problem = _schema_problem(record)
         if problem:
@@ -163,14 +168,14 @@ class Manifest:
             values["engine"] = EngineChoice(**(choice | {"measurements": measured, "cpu_features": features}))
         if values["palette"] is not None:
             values["palette"] = tuple(tuple(colour) for colour in values["palette"])
-        macs = {name: value for name, value in values["cost"].items() if name.startswith("macs")}
+        cost = {f.name: values["cost"][f.name] for f in fields(Cost)}
         return cls(
             **values
             | {
                 "condition": ConditionSpec(**values["condition"]),
                 "size": tuple(values["size"]),
                 "parity": Parity(**values["parity"]),
-                "cost": Cost(**macs),
+                "cost": Cost(**cost),
             }
         )
 
@@ -222,6 +227,8 @@ SCHEMA: dict[str, Any] = {
                     "macs_per_frame": _AMOUNT,
                     "flops_per_keyframe": _AMOUNT,
                     "flops_per_frame": _AMOUNT,
+                    "output_position_macs_per_keyframe": _AMOUNT,
+                    "parameters": _COUNT,
                 }
             ),
             "precision": _NAME,

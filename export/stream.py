@@ -154,6 +154,29 @@ class Stream:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    @property
+    def engine_name(self) -> str:
+        """Engine and precision, such as ``openvino bf16``."""
+        return f"{self.engine.name} {self.engine.precision}"
+
+    def time_step(self, condition: Condition) -> Callable[[], object]:
+        """One bare synthesis step, for measuring: encoding, engine, and nothing remembered.
+
+        Args:
+            condition: of any frame.
+        """
+        taken = _checked_condition(condition, self.manifest.condition, self.manifest.size, "the probe")
+        spec = self.manifest.condition
+        past = ArrayHistory(
+            encode_condition_numpy(spec, taken.labels, taken.instances, taken.maps), self.manifest.history_length, None
+        )
+
+        def step() -> object:
+            encoded = encode_condition_numpy(spec, taken.labels, taken.instances, taken.maps)
+            return self.engine.run(encoded[None], past.conditions, past.frames, past.valid)
+
+        return step
+
     def restart(self, seed_frame: NDArray[np.uint8] | None = None) -> None:
         """Begin another video with the same engine; what is left of the last one is dropped.
 

@@ -44,7 +44,9 @@ def manifest(**changes) -> Manifest:
         "interpolation": {"method": "blend"},
         "fps": 17.0,
         "parity": Parity(max_abs_diff=2e-6, frames=12),
-        "cost": Cost(macs_per_keyframe=1e6, macs_per_frame=2.5e5),
+        "cost": Cost(
+            macs_per_keyframe=1e6, macs_per_frame=2.5e5, output_position_macs_per_keyframe=2e6, parameters=1000
+        ),
         "training_commit": "abc123",
         "created_by": "fastv2v test",
     }
@@ -307,7 +309,7 @@ class TestBuild:
         keyframes={"policy": "uniform", "gap": 4},
         interpolation={"method": "blend"},
         fps=17.0,
-        cost=Cost(macs_per_keyframe=1e6, macs_per_frame=2.5e5),
+        cost=Cost(macs_per_keyframe=1e6, macs_per_frame=2.5e5, output_position_macs_per_keyframe=2e6, parameters=1000),
     )
 
     def test_a_module_becomes_a_measured_bundle(self, tmp_path):

@@ -46,7 +46,9 @@ def manifest(gap: int = 4, **changes) -> Manifest:
         "interpolation": {"method": "blend"},
         "fps": 17.0,
         "parity": Parity(max_abs_diff=2e-6, frames=12),
-        "cost": Cost(macs_per_keyframe=1e6, macs_per_frame=2.5e5),
+        "cost": Cost(
+            macs_per_keyframe=1e6, macs_per_frame=2.5e5, output_position_macs_per_keyframe=2e6, parameters=1000
+        ),
     }
     return Manifest(**values | changes)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
+from distill import presets as distill_presets
 from distill.presets import SpatialRecipe, TemporalRecipe
 from distill.spatial import SpatialTask
 from distill.teacher import freeze
 from distill.temporal import TemporalTask
 from fastv2v.architecture import Architecture, architecture_dict, load_trained
+from fastv2v.commands.arguments import parse_preset
 from fastv2v.commands.parts import (
     build_objective,
     check_condition,
@@ -27,13 +32,15 @@ from fastv2v.contracts import Task
 from fastv2v.data.folder import VideoFolder
 from fastv2v.data.loader import ClipLoader
 from fastv2v.device import Device, open_device
-from fastv2v.log import BarProgress, SilentProgress
+from fastv2v.log import BarProgress, SilentProgress, clock
 from fastv2v.losses.objective import ObjectiveConfig
 from fastv2v.nn.composite import CompositeConfig
 from fastv2v.recipe import DataRecipe
 from fastv2v.run import open_run
 from fastv2v.seed import derive_seed, seed_everything
 from fastv2v.train import FitResult, TrainConfig, fit
+from students import presets as student_presets
+from teachers import presets as teacher_presets
 from teachers.presets import TeacherRecipe
 from teachers.task import TeacherTask
 
@@ -204,3 +211,95 @@ def _fit(
             progress=make_progress(),
             architecture=architecture_dict(architecture),
         )
+
+
+def main_teacher(argv: list[str]) -> int:
+    """``fastv2v train-teacher PRESET --data DIR --run DIR ...``."""
+    args = parse_preset(
+        "fastv2v train-teacher",
+        TrainTeacher.__doc__ or "",
+        {
+            name: (make.__doc__ or "", TrainTeacher(data=tyro.MISSING, run=tyro.MISSING, recipe=make()))
+            for name, make in teacher_presets.PRESETS.items()
+        },
+        argv,
+    )
+    return report_fit(args.run, train_teacher(args))
+
+
+def main_spatial(argv: list[str]) -> int:
+    """``fastv2v train-skd PRESET --data DIR --teacher RUN --run DIR ...``."""
+    args = parse_preset(
+        "fastv2v train-skd",
+        TrainSpatial.__doc__ or "",
+        {
+            name: (text, TrainSpatial(data=tyro.MISSING, teacher=tyro.MISSING, run=tyro.MISSING, recipe=recipe))
+            for name, (text, recipe) in spatial_presets().items()
+        },
+        argv,
+    )
+    return report_fit(args.run, train_spatial(args))
+
+
+def main_temporal(argv: list[str]) -> int:
+    """``fastv2v train-tkd PRESET --data DIR --teacher RUN --student RUN --run DIR ...``."""
+    missing = {"data": tyro.MISSING, "teacher": tyro.MISSING, "student": tyro.MISSING, "run": tyro.MISSING}
+    args = parse_preset(
+        "fastv2v train-tkd",
+        TrainTemporal.__doc__ or "",
+        {name: (text, TrainTemporal(**missing, recipe=recipe)) for name, (text, recipe) in temporal_presets().items()},
+        argv,
+    )
+    return report_fit(args.run, train_temporal(args))
+
+
+def spatial_presets() -> dict[str, tuple[str, SpatialRecipe]]:
+    """Spatial recipes by name, with their descriptions: each continues the teacher preset of the same name."""
+    street, small = teacher_presets.street(), teacher_presets.demo()
+    return {
+        "street": (
+            distill_presets.spatial.__doc__ or "",
+            distill_presets.spatial(
+                student_presets.published(), street.data, street.helpers, street.task.objective, street.train
+            ),
+        ),
+        "demo": (
+            distill_presets.spatial_demo.__doc__ or "",
+            distill_presets.spatial_demo(
+                student_presets.demo(), small.data, small.helpers, small.task.objective, small.train
+            ),
+        ),
+    }
+
+
+def temporal_presets() -> dict[str, tuple[str, TemporalRecipe]]:
+    """Temporal recipes by name, with their descriptions."""
+    street, small = teacher_presets.street(), teacher_presets.demo()
+    return {
+        "street": (
+            distill_presets.temporal.__doc__ or "",
+            distill_presets.temporal(street.data, street.helpers, street.task.objective, street.train),
+        ),
+        "demo": (
+            distill_presets.temporal_demo.__doc__ or "",
+            distill_presets.temporal_demo(small.data, small.helpers, small.task.objective, small.train),
+        ),
+    }
+
+
+def report_fit(run: Path, result: FitResult) -> int:
+    """Tell what training came to: a line for people, one JSON object for programs."""
+    best = f", best {result.best.metric} {result.best.value:.2f} at step {result.best.step}" if result.best else ""
+    print(f"{run}: {result.step} steps in {clock(result.elapsed_s)}{best}")
+    print(
+        json.dumps(
+            {
+                "run": str(run),
+                "step": result.step,
+                "elapsed_s": round(result.elapsed_s, 1),
+                "metrics": dict(result.metrics),
+                "best": None if result.best is None else asdict(result.best),
+            }
+        )
+    )
+    return 0

@@ -1,0 +1,111 @@
+"""Ways to distil a student, by name. The student's shape comes from ``students.presets``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from distill.spatial import SpatialConfig
+from distill.temporal import TemporalConfig
+from distill.terms import DistillWeights
+from fastv2v.data.sampling import SamplingConfig
+from fastv2v.device import DeviceConfig
+from fastv2v.losses.objective import ObjectiveConfig
+from fastv2v.losses.rollout import RolloutConfig
+from fastv2v.nn.composite import CompositeConfig
+from fastv2v.recipe import DataRecipe, HelperRecipe
+from fastv2v.train import TrainConfig
+from students.schedule import GapConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialRecipe:
+    """Everything that decides what spatial distillation makes of a student."""
+
+    data: DataRecipe = field(default_factory=DataRecipe)
+    """Data set and clips."""
+    student: CompositeConfig = field(default_factory=CompositeConfig)
+    """Size and shape of the student."""
+    task: SpatialConfig = field(default_factory=SpatialConfig)
+    """Distillation terms, losses, discriminators and rollouts."""
+    helpers: HelperRecipe = field(default_factory=HelperRecipe)
+    """Perceptual network and reference flow."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long, how fast, how often to look."""
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    """Where and in what precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalRecipe:
+    """Everything that decides what temporal distillation makes of a student."""
+
+    data: DataRecipe = field(default_factory=DataRecipe)
+    """Data set and clips."""
+    task: TemporalConfig = field(default_factory=TemporalConfig)
+    """Distillation terms, gaps, losses, discriminators and rollouts."""
+    helpers: HelperRecipe = field(default_factory=HelperRecipe)
+    """Perceptual network and reference flow."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long, how fast, how often to look."""
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    """Where and in what precision."""
+
+
+def spatial(
+    student: CompositeConfig, data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
+) -> SpatialRecipe:
+    """The published spatial stage on the data, losses and schedule of a teacher's recipe."""
+    return SpatialRecipe(
+        data=data,
+        student=student,
+        task=SpatialConfig(objective=objective, rollout=RolloutConfig(chunk_frames=2)),
+        helpers=helpers,
+        train=train,
+    )
+
+
+def temporal(data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig) -> TemporalRecipe:
+    """The published temporal stage, with weights that mean what they say."""
+    return TemporalRecipe(
+        data=replace(data, sampling=replace(data.sampling, num_frames=17)),
+        task=TemporalConfig(
+            weights=DistillWeights(kd_reconstruction=4.0, kd_perceptual=4.0, kd_temporal=1.0),
+            gap=GapConfig(smallest=2, largest=6),
+            objective=objective,
+            rollout=RolloutConfig(chunk_frames=2),
+        ),
+        helpers=helpers,
+        train=train,
+    )
+
+
+def spatial_demo(
+    student: CompositeConfig, data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
+) -> SpatialRecipe:
+    """The spatial stage in minutes on a CPU: truths and teacher side by side, longer chunks."""
+    return replace(
+        spatial(student, data, helpers, objective, replace(train, max_minutes=3.0)),
+        task=SpatialConfig(
+            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=0.0),
+            objective=objective,
+            rollout=RolloutConfig(chunk_frames=3, backprop_frames=3, start_from_nothing=0.15, start_from_one=0.5),
+        ),
+    )
+
+
+def temporal_demo(
+    data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
+) -> TemporalRecipe:
+    """The temporal stage in minutes on a CPU, for a stream with gap 4."""
+    return TemporalRecipe(
+        data=replace(data, sampling=SamplingConfig(num_frames=29)),
+        task=TemporalConfig(
+            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=0.0, kd_temporal=0.5),
+            gap=GapConfig(smallest=3, largest=4),
+            deployed_gap=4,
+            objective=objective,
+            rollout=RolloutConfig(chunk_frames=3, backprop_frames=3, start_from_nothing=0.15, start_from_one=0.6),
+        ),
+        helpers=helpers,
+        train=replace(train, max_minutes=3.0),
+    )

@@ -1,0 +1,95 @@
+"""The command line: ``fastv2v VERB``. Nothing heavy is imported before a verb is chosen."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastv2v.errors import FastV2VError
+
+DONE, FELL_SHORT, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
+
+
+class Verb(NamedTuple):
+    """A verb of the command line."""
+
+    summary: str
+    """One line for the overview."""
+    function: str
+    """``module:function``, imported when the verb is called; takes the arguments after it, returns the exit status."""
+
+
+COMMANDS = {
+    "demo": Verb("run the whole line on a data set or the procedural world", "fastv2v.commands.demo:main"),
+    "world": Verb("write the procedural street world as a data set", "fastv2v.commands.world:main"),
+    "train-teacher": Verb("train a full-time teacher", "fastv2v.commands.train:main_teacher"),
+    "train-skd": Verb("distil a low-resolution student from it", "fastv2v.commands.train:main_spatial"),
+    "train-tkd": Verb("make the student part-time: keyframes only", "fastv2v.commands.train:main_temporal"),
+    "synthesize": Verb("roll a trained generator out over label maps", "fastv2v.commands.synthesize:main"),
+    "export": Verb("turn a student into a deployable bundle", "fastv2v.commands.export:main"),
+    "stream": Verb("run a bundle: label maps in, every frame out", "fastv2v.commands.stream:main"),
+    "benchmark": Verb("measure cost, speed, quality and interpolation", "fastv2v.commands.benchmark:main"),
+    "report": Verb("write the page of a benchmark again", "fastv2v.commands.report:main"),
+}
+"""Every verb, in the order of the line."""
+
+
+def overview() -> str:
+    """The text of ``fastv2v --help``."""
+    width = max(map(len, COMMANDS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in COMMANDS.items())
+    return (
+        "usage: fastv2v VERB [options]\n\n"
+        "Real-time video-to-video synthesis: train a teacher, distil a student, deploy and measure it.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "fastv2v VERB --help explains a verb. FASTV2V_LOG=debug shows more of what happens.\n"
+        "exit status: 0 done, 1 ran and fell short, 2 could not run, 130 interrupted"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: arguments after the program's name; those of the process by default.
+
+    Returns:
+        Exit status: 0 done, 1 ran and fell short of what was asked, 2 could not run, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return DONE
+    if arguments[0] == "--version":
+        from fastv2v import __version__
+
+        print(__version__)
+        return DONE
+    name = arguments.pop(0)
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; fastv2v --help lists the verbs"
+        print(f"fastv2v: unknown verb {name!r}{hint}", file=sys.stderr)
+        return COULD_NOT_RUN
+    logging.basicConfig(
+        level=os.environ.get("FASTV2V_LOG", "warning").upper(), format="%(levelname)s: %(message)s", stream=sys.stderr
+    )
+    module, function = COMMANDS[name].function.split(":")
+    try:
+        return int(getattr(importlib.import_module(module), function)(arguments))
+    except FastV2VError as error:
+        print(f"fastv2v {name}: {error}", file=sys.stderr)
+        return COULD_NOT_RUN
+    except KeyboardInterrupt:
+        print(f"\nfastv2v {name}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

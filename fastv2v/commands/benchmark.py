@@ -1,0 +1,317 @@
+"""``fastv2v benchmark``: teacher and bundle in one run, on frames neither has seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from benchmarks.cost import step_cost
+from benchmarks.fps import compare_streams, measure_step, speed_ratio
+from benchmarks.interpolation import interpolation_benchmark
+from benchmarks.quality import mean_scores, quality_table, score_rows
+from benchmarks.results import BenchmarkResult, format_table, write_result
+from export.runtime import ConditionMap, DeliveredFrame, Stream, open_bundle
+from fastv2v.architecture import Trained, load_trained
+from fastv2v.commands.arguments import parse
+from fastv2v.commands.parts import check_condition
+from fastv2v.commands.report import COLUMNS, write_page
+from fastv2v.commands.synthesize import data_of, synthesise
+from fastv2v.data.classes import colourise
+from fastv2v.data.clip import Clip
+from fastv2v.data.folder import FolderConfig, VideoFolder, open_folder
+from fastv2v.data.loader import read_sequence
+from fastv2v.device import Device, DeviceConfig, open_device
+from fastv2v.errors import ConfigError
+from fastv2v.metrics.floors import MeanColourFloor
+from fastv2v.recipe import UNSET_ROOT
+from fastv2v.render import start_history
+from fastv2v.run import write_json
+from fastv2v.score import to_uint8
+from fastv2v.video import write_video
+from interpolate.keyframes import KeyframeConfig
+
+Suite = Literal["cost", "fps", "quality", "interpolation"]
+TEACHER, DELIVERED = "teacher", "delivered stream"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Measure a bundle beside its teacher: arithmetic, speed, quality on held-out frames, interpolation."""
+
+    teacher: Path
+    """Run or checkpoint of the teacher."""
+    bundle: Path
+    """Bundle of the student, NAME.v2v."""
+    data: Path
+    """Data set folder; its held-out part is used."""
+    out: Path
+    """Folder for results, videos and the page; earlier results there are replaced."""
+    suites: tuple[Suite, ...] = ("cost", "fps", "quality", "interpolation")
+    """What is measured."""
+    runs: tuple[Path, ...] = ()
+    """Training runs whose curves the page shows."""
+    folder: FolderConfig = field(default_factory=lambda: FolderConfig(root=UNSET_ROOT, phase="test", test_tail=16))
+    """Which part of the data set is held out; size and classes follow the bundle."""
+    max_frames: int = 64
+    """Frames of each held-out sequence."""
+    repeats: int = 5
+    """Repeats of everything that is timed."""
+    engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """Engine of the bundle."""
+    threads: int | None = None
+    """CPU threads; all by default."""
+    vmaf: bool = True
+    """Also run VMAF."""
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    """Where and in what precision the teacher runs."""
+
+    def __post_init__(self) -> None:
+        if self.max_frames < 3 or self.repeats < 1:
+            raise ConfigError(
+                f"max_frames must be at least 3 and repeats at least 1, got {self.max_frames} and {self.repeats}"
+            )
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all suites use."""
+
+    args: Benchmark
+    device: Device
+    teacher: Trained
+    stream: Stream
+    folder: VideoFolder
+    clips: list[Clip]
+
+    @property
+    def threads(self) -> int:
+        return self.args.threads or torch.get_num_threads()
+
+    def conditions(self, clip: Clip) -> list[ConditionMap]:
+        """Conditions of a clip as a deployment gets them."""
+        count = clip.num_frames
+        if clip.maps is not None:
+            return [ConditionMap(maps=clip.maps[0, t].numpy()) for t in range(count)]
+        assert clip.labels is not None  # a clip has maps or labels
+        instances = clip.instances
+        return [
+            ConditionMap(
+                labels=clip.labels[0, t].numpy(), instances=None if instances is None else instances[0, t].numpy()
+            )
+            for t in range(count)
+        ]
+
+    def deliver(self, clip: Clip) -> Iterator[DeliveredFrame]:
+        """All frames of a clip from its first real frame, through the stream."""
+        self.stream.restart(pictures(clip)[0])
+        yield from self.stream.frames(self.conditions(clip))
+
+
+def pictures(clip: Clip) -> list[NDArray[np.uint8]]:
+    """Real frames of a clip, RGB (H, W, 3)."""
+    return list(np.ascontiguousarray(to_uint8(clip.frames)[0].permute(0, 2, 3, 1).numpy()))
+
+
+def run_benchmark(args: Benchmark) -> dict[str, Any]:
+    """Run the suites, write results, videos and page; returns all rows by suite."""
+    device = open_device(args.device)
+    teacher = load_trained(args.teacher)
+    teacher.generator.to(device.device)
+    stream = open_bundle(args.bundle, engine=args.engine, threads=args.threads)
+    spec, size = stream.manifest.condition, stream.manifest.size
+    folder = open_folder(data_of(spec, size, args.folder, args.data))
+    check_condition(teacher.architecture, folder, str(args.teacher))
+    clips = [read_sequence(folder, i, 0, min(args.max_frames, count)) for i, count in enumerate(folder.lengths)]
+    bench = _Bench(args, device, teacher, stream, folder, clips)
+    measures = {"cost": _cost, "fps": _fps, "quality": _quality, "interpolation": _interpolation}
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, Any] = {}
+    settings = {
+        "teacher": str(teacher.checkpoint),
+        "bundle": str(args.bundle),
+        "data": str(args.data),
+        "size": list(size),
+        "engine": stream.engine_name,
+        "keyframes": dict(stream.manifest.keyframes),
+        "teacher_precision": str(device.dtype).removeprefix("torch."),
+    }
+    for suite in args.suites:
+        rows[suite] = measures[suite](bench)
+        result = BenchmarkResult(
+            suite=suite,
+            rows=tuple(rows[suite]),
+            device=str(device.device.type),
+            threads=bench.threads,
+            precision=stream.engine_name.split()[-1],
+            repeats=args.repeats,
+            settings=settings,
+        )
+        write_result(args.out / f"{suite}.json", result)
+    stream.close()
+    write_json(args.out / "sources.json", {"runs": [str(run) for run in args.runs]})
+    return rows
+
+
+def _cost(bench: _Bench) -> list[dict[str, Any]]:
+    """MACs and weights of teacher and student."""
+    spec, size = bench.stream.manifest.condition, bench.stream.manifest.size
+    total = sum(clip.num_frames for clip in bench.clips)
+    keyframes = sum(sum(item.is_keyframe for item in bench.deliver(clip)) for clip in bench.clips)
+    student = bench.stream.manifest.cost
+    teacher = step_cost(bench.teacher.generator, spec.channels, size)
+    rows = [teacher.row(TEACHER)]
+    rows.append(
+        {
+            "name": "student",
+            "gmacs_per_keyframe": student.macs_per_keyframe / 1e9,
+            "gmacs_per_frame": student.macs_per_keyframe / 1e9 * keyframes / total,
+            "output_position_gmacs_per_keyframe": student.output_position_macs_per_keyframe / 1e9,
+            "output_position_gmacs_per_frame": student.output_position_macs_per_keyframe / 1e9 * keyframes / total,
+            "parameters": student.parameters,
+            "keyframe_fraction": keyframes / total,
+        }
+    )
+    return rows
+
+
+def _fps(bench: _Bench) -> list[dict[str, Any]]:
+    """Keyframe and delivered FPS of teacher and bundle, in one run."""
+    clip = max(bench.clips, key=lambda c: c.num_frames)
+    spec, generator, device = bench.stream.manifest.condition, bench.teacher.generator, bench.device
+    conditions = torch.zeros(1, 1, spec.channels, *clip.size, device=device.device)
+    history = start_history(conditions, clip.frames[:, :1].to(device.device), generator.history_length)
+
+    @torch.no_grad()
+    def teacher_step() -> None:
+        with device.autocast():
+            generator.step(conditions[:, 0], history)
+        if device.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def teacher_stream() -> Iterator[Any]:
+        return synthesise(generator, spec, clip, 1, device)
+
+    warm, repeats = 3, max(10, 4 * bench.args.repeats)
+    steps = {
+        TEACHER: measure_step(teacher_step, warmup=warm, repeats=repeats),
+        DELIVERED: measure_step(bench.stream.time_step(bench.conditions(clip)[0]), warmup=warm, repeats=repeats),
+    }
+    streams = compare_streams(
+        {TEACHER: teacher_stream, DELIVERED: lambda: bench.deliver(clip)}, clip.num_frames, bench.args.repeats
+    )
+    rows = []
+    for name in (TEACHER, DELIVERED):
+        precision = str(device.dtype).removeprefix("torch.") if name == TEACHER else bench.stream.engine_name
+        rows.append(
+            {
+                "name": name,
+                "keyframe_ms": steps[name].latency.median_ms,
+                "keyframe_p95_ms": steps[name].latency.p95_ms,
+                "keyframe_fps": steps[name].keyframe_fps,
+                "median": streams[name].delivered_fps,
+                "unit": "frames / s",
+                "spread": streams[name].spread_fps,
+                "ratio_to_teacher": speed_ratio(streams[name], streams[TEACHER]),
+                "engine": precision,
+            }
+        )
+    return rows
+
+
+def _quality(bench: _Bench) -> list[dict[str, Any]]:
+    """Scores of teacher and delivered stream beside the floors; writes the videos."""
+    floor = _mean_colour_floor(bench)
+    scores: dict[str, list[Mapping[str, Any]]] = {}
+    for sequence, clip in zip(bench.folder.sequences, bench.clips, strict=True):
+        real = pictures(clip)
+        taught = list(
+            tqdm(
+                synthesise(bench.teacher.generator, bench.stream.manifest.condition, clip, 1, bench.device),
+                total=clip.num_frames,
+                desc=f"teacher {sequence.name}",
+            )
+        )
+        delivered = list(tqdm(bench.deliver(clip), total=clip.num_frames, desc=f"stream {sequence.name}"))
+        made = [item.frame for item in delivered]
+        mask = [item.is_keyframe for item in delivered]
+        labels = None if clip.labels is None else list(clip.labels[0, 1:].numpy())
+        table = quality_table(
+            real[1:],
+            {TEACHER: taught[1:], DELIVERED: made[1:]},
+            keyframe_masks={DELIVERED: mask[1:]},
+            before=real[0],
+            labels=labels if floor else None,
+            mean_colour=floor,
+            with_vmaf=bench.args.vmaf,
+        )
+        for row in table:
+            scores.setdefault(row["name"], []).append(row)
+        _write_videos(bench, sequence.name, clip, {"real": real, "teacher": taught, "delivered": made}, mask)
+    return [row for name, of in scores.items() for row in score_rows(mean_scores(name, of))]
+
+
+def _mean_colour_floor(bench: _Bench) -> MeanColourFloor | None:
+    """Mean colour of each label over the training part; None without labels."""
+    if bench.stream.manifest.condition.kind != "labels":
+        return None
+    folder = open_folder(replace(bench.folder.config, phase="train"))
+
+    def pairs() -> Iterator[tuple[NDArray[np.integer[Any]], NDArray[np.uint8]]]:
+        for i in tqdm(range(len(folder.sequences)), desc="mean colours"):
+            clip = read_sequence(folder, i)
+            assert clip.labels is not None  # the condition is of labels
+            yield from zip(clip.labels[0].numpy(), pictures(clip), strict=True)
+
+    return MeanColourFloor.fit(pairs())
+
+
+def _write_videos(
+    bench: _Bench, name: str, clip: Clip, videos: dict[str, list[NDArray[np.uint8]]], mask: Sequence[bool]
+) -> None:
+    """Save what the page shows: condition, real, teacher, delivered, and which frames are keyframes."""
+    fps = bench.stream.manifest.fps
+    folder = bench.args.out / "videos" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if clip.labels is not None:
+        videos = {"condition": [colourise(x.numpy(), bench.folder.palette) for x in clip.labels[0]], **videos}
+    for kind, frames in videos.items():
+        write_video(folder / f"{kind}.mp4", frames, fps, crf=16, synthetic=kind in ("teacher", "delivered"))
+    write_json(folder / "keyframes.json", [bool(x) for x in mask])
+
+
+def _interpolation(bench: _Bench) -> list[dict[str, Any]]:
+    """Fill-in of real held-out frames at the bundle's gap: ours beside the published filter."""
+    gap = KeyframeConfig(**bench.stream.manifest.keyframes).gap  # type: ignore[arg-type]
+    clip = max(bench.clips, key=lambda c: c.num_frames)
+    frames = pictures(clip)
+    if gap < 2 or len(frames) <= gap:
+        return []
+    rows = interpolation_benchmark(frames, gap, repeats=bench.args.repeats, threads=bench.threads)
+    return [{"name": row["method"], **row} for row in rows]
+
+
+def measure_and_show(args: Benchmark) -> Path:
+    """Run the suites, print their tables and one JSON object as the last line; returns the page."""
+    cv2.setNumThreads(args.threads or torch.get_num_threads())
+    rows = run_benchmark(args)
+    for suite, of in rows.items():
+        print(f"\n{suite}\n{format_table(of, COLUMNS[suite])}")
+    page = write_page(args.out)
+    print(f"\npage: {page}")
+    print(json.dumps({"out": str(args.out), "page": str(page), "suites": rows}, default=float))
+    return page
+
+
+def main(argv: list[str]) -> int:
+    """``fastv2v benchmark --teacher RUN --bundle NAME.v2v --data DIR --out DIR``."""
+    measure_and_show(parse(Benchmark, "fastv2v benchmark", argv))
+    return 0

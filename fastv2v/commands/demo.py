@@ -1,0 +1,102 @@
+"""``fastv2v demo``: the whole line, from frames and label maps to a deployed bundle and its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastv2v.commands.arguments import parse
+from fastv2v.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Run the whole line: teacher, spatial and temporal distillation, export, stream, benchmark, page.
+
+    Without --data it draws a procedural street world first. Run again, it goes on where it stopped.
+    """
+
+    data: Path | None = None
+    """Data set folder in vid2vid's layout; the last 16 frames of each sequence are held out if it has no test part."""
+    out: Path | None = None
+    """Folder for everything that is made; runs/demo or runs/demo-NAME by default."""
+    minutes: float | None = None
+    """Training time of all three stages together; 5.5 on the procedural world, 15 on a data set."""
+    gap: int = 4
+    """Distance between two keyframes of the delivered stream."""
+    seed: int = 0
+    """Root of all randomness."""
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"minutes must be positive, got {self.minutes}")
+
+
+SHARES = {"teacher": 0.6, "spatial": 0.2, "temporal": 0.2}
+"""How the training time is divided."""
+
+
+def run_demo(args: Demo) -> Path:
+    """Run the line; returns the page."""
+    # Imported here so that a wrong option is answered before torch is loaded.
+    from fastv2v.commands import benchmark, export, train, world
+    from fastv2v.data.world import WorldConfig
+    from teachers import presets as teachers
+
+    out = args.out or Path("runs") / ("demo" if args.data is None else f"demo-{args.data.resolve().name}")
+    minutes = args.minutes or (5.5 if args.data is None else 15.0)
+    data = args.data
+    if data is None:
+        _say("procedural world")
+        data = world.make_world(world.World(out=out / "world", world=WorldConfig(seed=args.seed)))
+
+    def timed(config: Any, stage: str) -> Any:
+        return replace(config, max_minutes=minutes * SHARES[stage], seed=args.seed)
+
+    _say(f"teacher, {minutes * SHARES['teacher']:.1f} minutes")
+    recipe = teachers.demo()
+    recipe = replace(recipe, train=timed(recipe.train, "teacher"))
+    train.train_teacher(train.TrainTeacher(data=data, run=out / "teacher", recipe=recipe))
+
+    _say(f"spatial distillation, {minutes * SHARES['spatial']:.1f} minutes")
+    spatial = train.spatial_presets()["demo"][1]
+    spatial = replace(spatial, train=timed(spatial.train, "spatial"))
+    train.train_spatial(train.TrainSpatial(data=data, teacher=out / "teacher", run=out / "student-skd", recipe=spatial))
+
+    _say(f"temporal distillation, {minutes * SHARES['temporal']:.1f} minutes")
+    temporal = train.temporal_presets()["demo"][1]
+    temporal = replace(
+        temporal,
+        train=timed(temporal.train, "temporal"),
+        task=replace(temporal.task, deployed_gap=args.gap),
+    )
+    train.train_temporal(
+        train.TrainTemporal(
+            data=data, teacher=out / "teacher", student=out / "student-skd", run=out / "student-tkd", recipe=temporal
+        )
+    )
+
+    _say("export")
+    bundle = out / "student.v2v"
+    keyframes = replace(export.KeyframeConfig(), gap=args.gap)
+    export.export_bundle(
+        export.Export(run=out / "student-tkd", data=data, out=bundle, keyframes=keyframes, overwrite=True)
+    )
+
+    _say("stream and benchmark")
+    runs = tuple(out / name for name in ("teacher", "student-skd", "student-tkd"))
+    return benchmark.measure_and_show(
+        benchmark.Benchmark(teacher=out / "teacher", bundle=bundle, data=data, out=out / "benchmark", runs=runs)
+    )
+
+
+def _say(stage: str) -> None:
+    print(f"== {stage}", flush=True)
+
+
+def main(argv: list[str]) -> int:
+    """``fastv2v demo [--data DIR]``."""
+    page = run_demo(parse(Demo, "fastv2v demo", argv))
+    print(f"\nopen {page} in a browser; the videos lie beside it")
+    return 0

@@ -1,0 +1,221 @@
+"""``fastv2v report``: the page of a benchmark, from the files it wrote."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from benchmarks.report import (
+    Chart,
+    Curve,
+    Headline,
+    Picture,
+    RepeatStep,
+    Report,
+    Table,
+    VideoGroup,
+    VideoPanel,
+    write_report,
+)
+from benchmarks.results import BenchmarkResult, load_result
+from fastv2v.commands.arguments import parse
+from fastv2v.data.images import read_image
+from fastv2v.errors import DataError
+from fastv2v.run import read_metrics
+
+COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "cost": {
+        "name": "network",
+        "gmacs_per_keyframe": "GMACs / keyframe",
+        "gmacs_per_frame": "GMACs / delivered frame",
+        "output_position_gmacs_per_keyframe": "GMACs / keyframe (output positions)",
+        "output_position_gmacs_per_frame": "GMACs / delivered frame (output positions)",
+        "parameters": "weights",
+        "keyframe_fraction": "keyframes / frames",
+    },
+    "fps": {
+        "name": "pipeline",
+        "engine": "engine",
+        "keyframe_ms": "ms / keyframe",
+        "keyframe_fps": "keyframe FPS",
+        "median": "delivered FPS",
+        "spread": "spread (IQR)",
+        "ratio_to_teacher": "x teacher",
+    },
+    "quality": {
+        "name": "video",
+        "frames": "frames",
+        "psnr_db": "PSNR dB",
+        "ssim": "SSIM",
+        "vmaf": "VMAF",
+        "warping_error": "warping error",
+        "flicker": "flicker",
+    },
+    "interpolation": {
+        "name": "method",
+        "psnr_db": "PSNR dB",
+        "psnr_min_db": "worst frame dB",
+        "ms_per_frame": "ms / interpolated frame",
+        "speedup": "x minterpolate",
+    },
+}
+"""Columns of each suite's table, on the screen and on the page."""
+
+_TITLES = {
+    "quality": "Quality on held-out frames",
+    "cost": "Arithmetic",
+    "fps": "Speed",
+    "interpolation": "Interpolation of real frames",
+}
+_NOTES = {
+    "quality": (
+        "All videos start from one real frame, which is left out. The floors are the mean colour of each label and the "
+        "previous real frame; a model that does not beat the first has not learnt. Higher PSNR, SSIM and VMAF are "
+        "better; lower warping error and flicker are better, but blur lowers them too."
+    ),
+    "cost": "1 MAC = 2 FLOPs. 'Output positions' counts transposed convolutions as Fast-Vid2Vid's table does.",
+    "fps": "Medians of one run, frames in memory: condition map in, 8-bit frame out, interpolation included.",
+    "interpolation": "Every gap-th real frame given, PSNR over the others only.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArgs:
+    """Write the page of a benchmark again, for example after its training runs went on."""
+
+    out: Path
+    """Folder that ``fastv2v benchmark`` wrote."""
+
+
+def write_page(out: Path) -> Path:
+    """Write ``report.html`` from the results in a benchmark's folder.
+
+    Raises:
+        DataError: if the folder holds no results.
+    """
+    results = {suite: load_result(out / f"{suite}.json") for suite in _TITLES if (out / f"{suite}.json").exists()}
+    if not results:
+        raise DataError(f"{out} holds no benchmark results; run fastv2v benchmark --out {out} first")
+    runs = [Path(run) for run in json.loads((out / "sources.json").read_text())["runs"]]
+    first = next(iter(results.values()))
+    report = Report(
+        title="fastv2v: teacher and deployed student",
+        summary=(
+            "A full-time teacher, the part-time student distilled from it, and the stream its bundle delivers, "
+            "measured in one run on frames neither was trained on."
+        ),
+        setup={"settings": first.settings, "machine": first.machine, "versions": first.versions}
+        | {"commit": {"commit": first.commit}},
+        headlines=_headlines(results),
+        tables=[
+            Table(title=_TITLES[suite], columns=COLUMNS[suite], rows=result.rows, note=_NOTES[suite])
+            for suite, result in results.items()
+            if result.rows
+        ],
+        videos=_videos(out / "videos"),
+        pictures=_pictures(runs),
+        charts=[_chart(run) for run in runs if read_metrics(run)],
+        repeats=_repeats(first.settings, out),
+    )
+    path = out / "report.html"
+    write_report(path, report)
+    return path
+
+
+def _headlines(results: Mapping[str, BenchmarkResult]) -> list[Headline]:
+    """The numbers on top."""
+    lines = []
+    by_name = {suite: {row["name"]: row for row in result.rows} for suite, result in results.items()}
+    if "fps" in by_name:
+        row = by_name["fps"]["delivered stream"]
+        lines.append(
+            Headline(
+                value=f"{row['median']:.0f} FPS", label="delivered", note=f"{row['ratio_to_teacher']:.1f} x teacher"
+            )
+        )
+    if "cost" in by_name:
+        teacher, student = by_name["cost"]["teacher"], by_name["cost"]["student"]
+        ratio = _number(teacher["gmacs_per_frame"]) / _number(student["gmacs_per_frame"])
+        lines.append(Headline(value=f"{ratio:.0f} x", label="fewer MACs per delivered frame", note="than the teacher"))
+    if "quality" in results:
+        scores = {row["name"]: row for row in results["quality"].rows if row["frames"] == "all"}
+        for name in ("teacher", "delivered stream"):
+            gain = _number(scores[name]["psnr_db"]) - _number(
+                scores.get("floor: mean colour per label", {"psnr_db": math.nan})["psnr_db"]
+            )
+            note = f"{gain:+.2f} dB over mean colours" if math.isfinite(gain) else ""
+            lines.append(Headline(value=f"{scores[name]['psnr_db']:.2f} dB", label=f"PSNR, {name}", note=note))
+    return lines
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _videos(folder: Path) -> list[VideoGroup]:
+    """The videos of each sequence, side by side."""
+    names = {"condition": "condition", "real": "real", "teacher": "teacher", "delivered": "delivered stream"}
+    groups = []
+    for sequence in sorted(path.parent for path in folder.rglob("keyframes.json")) if folder.is_dir() else ():
+        marks = json.loads((sequence / "keyframes.json").read_text())
+        panels = [
+            VideoPanel(name=title, path=sequence / f"{kind}.mp4", keyframes=marks if kind == "delivered" else None)
+            for kind, title in names.items()
+            if (sequence / f"{kind}.mp4").exists()
+        ]
+        groups.append(VideoGroup(title=sequence.relative_to(folder).as_posix(), panels=panels))
+    return groups
+
+
+def _pictures(runs: list[Path]) -> list[Picture]:
+    """The newest contact sheet of every run."""
+    pictures = []
+    for run in runs:
+        sheets = sorted((run / "samples").glob("*.png"))
+        if sheets:
+            image = read_image(sheets[-1])
+            scale = min(1.0, 1600 / image.shape[1])
+            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+            pictures.append(
+                Picture(name=f"{run.name}: held-out clip", image=small.astype("uint8"), note=sheets[-1].stem)
+            )
+    return pictures
+
+
+def _chart(run: Path) -> Chart:
+    """Generator losses and held-out PSNR of a run."""
+    reports = {kind: read_metrics(run, kind) for kind in ("train", "eval")}
+    curves = []
+    for kind, entries in reports.items():
+        keys = sorted({key for entry in entries for key in entry if key.startswith("generator/") or kind == "eval"})
+        for key in keys:
+            if key in ("step", "kind"):
+                continue
+            points = [(entry["step"], entry[key]) for entry in entries if key in entry]
+            name = key.removeprefix("generator/")
+            curves.append(Curve(name=name, steps=[p[0] for p in points], values=[p[1] for p in points]))
+    return Chart(title=f"{run.name}: losses and held-out PSNR", curves=curves, log_scale=True)
+
+
+def _repeats(settings: Mapping[str, Any], out: Path) -> list[RepeatStep]:
+    """What to type for the figures."""
+    command = (
+        f"fastv2v benchmark --teacher {settings['teacher']} --bundle {settings['bundle']} "
+        f"--data {settings['data']} --out {out}"
+    )
+    return [RepeatStep(figure="all tables and videos", command=command)]
+
+
+def main(argv: list[str]) -> int:
+    """``fastv2v report --out DIR``."""
+    args = parse(ReportArgs, "fastv2v report", argv)
+    page = write_page(args.out)
+    print(page)
+    print(json.dumps({"page": str(page)}))
+    return 0
