@@ -52,7 +52,7 @@ class SpatialTask:
         config: distillation settings.
 
     Raises:
-        ConfigError: if teacher and student take different conditions.
+        ConfigError: if teacher and student do not fit each other, or a term lacks its network.
 
     Source:
         Spatial knowledge distillation of Zhuo et al., "Fast-Vid2Vid", ECCV 2022.
@@ -67,11 +67,8 @@ class SpatialTask:
         config: SpatialConfig,
     ) -> None:
         check_pair(student, teacher)
-        if student.history_length != teacher.history_length:
-            raise ConfigError(
-                f"teacher and student must look back equally far, got {teacher.history_length} and "
-                f"{student.history_length} past frames"
-            )
+        if config.weights.kd_perceptual and objective.perceptual is None:
+            raise ConfigError("kd_perceptual needs the perceptual network")
         self.student, self.teacher = student, teacher
         self.spec, self.objective, self.config = spec, objective, config
         self.players: Mapping[str, nn.Module] = {"generator": student, **objective.discriminators}
@@ -106,9 +103,7 @@ class SpatialTask:
         terms = {}
         if self.config.weights.kd_reconstruction > 0:
             terms["kd_reconstruction"] = (made - goal).abs().mean()
-        if self.config.weights.kd_perceptual > 0:
-            if self.objective.perceptual is None:
-                raise ConfigError("kd_perceptual needs the perceptual network")
+        if self.objective.perceptual is not None and self.config.weights.kd_perceptual > 0:
             terms["kd_perceptual"] = self.objective.perceptual(made.flatten(0, 1), goal.flatten(0, 1))
         return terms
 

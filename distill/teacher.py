@@ -21,15 +21,20 @@ def freeze(module: Model) -> Model:
 
 
 def check_pair(student: StepModel, teacher: StepModel) -> None:
-    """Refuse a teacher that was trained on other conditions.
+    """Refuse a teacher that was trained on other conditions or looks back another number of steps.
 
     Raises:
-        ConfigError: if the numbers of condition channels differ.
+        ConfigError: if condition channels or history lengths differ.
     """
     if student.condition_channels != teacher.condition_channels:
         raise ConfigError(
             f"teacher and student must share their condition: the teacher takes {teacher.condition_channels} channels, "
             f"the student {student.condition_channels}; distil on the data set the teacher was trained on"
+        )
+    if student.history_length != teacher.history_length:
+        raise ConfigError(
+            f"teacher and student must look back equally far, got {teacher.history_length} and "
+            f"{student.history_length} past frames; set the student's history_length to the teacher's"
         )
 
 

@@ -33,7 +33,7 @@ class TemporalConfig:
     gap: GapConfig = field(default_factory=GapConfig)
     """Keyframe gaps of the training clips."""
     window: int = 4
-    """Keyframes the global temporal term looks at together."""
+    """Keyframes the global temporal term looks at together; a longer chunk is looked at whole."""
     deployed_gap: int = 4
     """Gap at which held-out clips are scored."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -44,6 +44,8 @@ class TemporalConfig:
     def __post_init__(self) -> None:
         if self.window < 2:
             raise ConfigError(f"the temporal window needs at least 2 keyframes, got {self.window}")
+        if self.deployed_gap < 1:
+            raise ConfigError(f"deployed_gap must be at least 1 frame, got {self.deployed_gap}")
 
 
 class TemporalTask:
@@ -57,7 +59,7 @@ class TemporalTask:
         config: distillation settings.
 
     Raises:
-        ConfigError: if teacher and student take different conditions, or a term lacks its network.
+        ConfigError: if teacher and student do not fit each other, or a term lacks its network.
 
     Source:
         Temporal knowledge distillation of Zhuo et al., "Fast-Vid2Vid", ECCV 2022: teacher frames are matched by time,
@@ -98,7 +100,9 @@ class TemporalTask:
         window: list[Tensor] = []
         for chunk in training_rollout(self.student, key_conditions, keyframes.frames, start, self.config.rollout):
             losses = self.objective.chunk_losses(chunk, reference, past)
-            made = [*window, *chunk.output.frame.unbind(1)][-self.config.window :]
+            # A long chunk counts whole, with the step into its first frame.
+            length = max(self.config.window, chunk.output.frame.shape[1] + 1)
+            made = [*window, *chunk.output.frame.unbind(1)][-length:]
             losses["generator"].update(self._terms(chunk, made, taught, reference, gap))
             yield losses
             detached = list(chunk.output.frame.detach().unbind(1))
@@ -112,18 +116,17 @@ class TemporalTask:
     def _terms(
         self, chunk: Chunk, made: list[Tensor], taught: FrameOutput, reference: Reference, gap: int
     ) -> dict[str, Tensor]:
-        """Distillation terms of one chunk; ``made`` is the window of keyframes that ends with it."""
+        """Distillation terms of one chunk; ``made`` is the window of keyframes that ends with it, whole."""
         weights, perceptual = self.config.weights, self.objective.perceptual
         count = chunk.output.frame.shape[1]
         batch, end = chunk.output.frame.shape[0], chunk.start + count
         window = torch.stack(made, dim=1)
         goal = torch.stack([taught.frame[:, self.teacher_entry(k, gap)] for k in range(end - len(made), end)], dim=1)
-        new = min(count, len(made))
         terms: dict[str, Tensor] = {}
         if weights.kd_reconstruction > 0:
-            terms["kd_reconstruction"] = (window[:, -new:] - goal[:, -new:]).abs().mean()
+            terms["kd_reconstruction"] = (chunk.output.frame - goal[:, -count:]).abs().mean()
         if perceptual is not None and weights.kd_perceptual > 0:
-            terms["kd_perceptual"] = perceptual(window[:, -new:].flatten(0, 1), goal[:, -new:].flatten(0, 1))
+            terms["kd_perceptual"] = perceptual(chunk.output.frame.flatten(0, 1), goal[:, -count:].flatten(0, 1))
         if perceptual is not None and weights.kd_temporal > 0:
             student_features = perceptual.network(window.flatten(0, 1))
             terms["kd_temporal"] = temporal_distance(

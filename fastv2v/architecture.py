@@ -53,7 +53,7 @@ def foreground_channels(spec: ConditionSpec, names: tuple[str, ...]) -> tuple[in
     for name in names:
         if name in spec.class_names:
             channels.append(spec.class_names.index(name))
-        elif name.isdigit() and int(name) < spec.num_classes:
+        elif name.isdecimal() and int(name) < spec.num_classes:
             channels.append(int(name))
         else:
             raise ConfigError(

@@ -108,7 +108,7 @@ def rollout_chunks(
         Chunks in order; the last may be shorter.
     """
     num_frames = conditions.shape[1]
-    chunk_frames = chunk_frames or num_frames - start
+    chunk_frames = chunk_frames or max(num_frames - start, 1)
     for first in range(start, num_frames, chunk_frames):
         outputs, previous, valid = [], [], []
         for t in range(first, min(first + chunk_frames, num_frames)):

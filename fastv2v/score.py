@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastv2v.errors import ShapeError
+
 
 def to_uint8(frames: Tensor) -> Tensor:
     """Frames in [-1, 1] as rounded 8-bit values, same shape."""
@@ -17,6 +19,14 @@ def clip_psnr(frames: Tensor, real: Tensor) -> float:
     Args:
         frames: (B, T, 3, H, W) in [-1, 1].
         real: same shape.
+
+    Raises:
+        ShapeError: if the shapes differ or there is no frame to score.
     """
+    if frames.shape != real.shape or frames.numel() == 0:
+        raise ShapeError(
+            f"only equally many frames of equal size, and at least one, can be scored, "
+            f"got {tuple(frames.shape)} and {tuple(real.shape)}"
+        )
     error = (to_uint8(frames).double() - to_uint8(real).double()).square().mean(dim=(-3, -2, -1))
     return float((10 * torch.log10(255.0**2 / error.clamp_min(255.0**2 * 1e-10))).mean())

@@ -61,19 +61,22 @@ def demo() -> TeacherRecipe:
     """A small teacher that learns one place in minutes on a CPU, at 256x128."""
     discriminator = DiscriminatorConfig(width=16, num_scales=2, norm="instance")
     weights = LossWeights(
-        gan=0.5,
-        feature_matching=5.0,
-        perceptual=2.0,
+        gan=0.3,
+        feature_matching=3.0,
+        perceptual=1.0,
         reconstruction=10.0,
-        flow=2.0,
+        flow=0.5,
         flow_warp=10.0,
         warp=0.0,
-        occlusion=1.0,
-        temporal_gan=0.5,
-        temporal_feature_matching=5.0,
+        temporal_gan=0.3,
+        temporal_feature_matching=3.0,
     )
     objective = ObjectiveConfig(
-        weights=weights, image_discriminator=discriminator, temporal_discriminator=discriminator
+        weights=weights,
+        image_discriminator=discriminator,
+        temporal_discriminator=discriminator,
+        supervise_hallucinated=False,
+        judged_frames=1,
     )
     base = street()
     return replace(
@@ -85,8 +88,9 @@ def demo() -> TeacherRecipe:
                 geometry=GeometryConfig(mode="exact", size=(128, 256), interpolation="area"),
             ),
             sampling=SamplingConfig(num_frames=14),
+            batch_size=2,
         ),
-        generator=CompositeConfig(width=16, num_downsamples=3, num_blocks=4, norm="instance"),
+        generator=CompositeConfig(width=16, num_downsamples=3, num_blocks=4, edge_kernel=3, norm="instance"),
         foreground=(),
         task=TeacherTaskConfig(
             objective=objective,
@@ -101,8 +105,8 @@ def demo() -> TeacherRecipe:
             ema_decay=0.995,
             log_every=10,
             sample_every=100,
-            eval_every=50,
-            checkpoint_every=50,
+            eval_every=25,
+            checkpoint_every=25,
         ),
     )
 

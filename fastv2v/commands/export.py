@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
     args = parse(Export, "fastv2v export", argv)
     manifest = export_bundle(args)
     print(
-        f"{args.out}: graph equals torch within {manifest.parity.max_abs_diff:.1e} over {manifest.parity.num_frames} "
+        f"{args.out}: graph equals torch within {manifest.parity.max_abs_diff:.1e} over {manifest.parity.frames} "
         f"frames; {manifest.cost.macs_per_keyframe / 1e9:.2f} GMACs per keyframe"
     )
     for m in manifest.engine.measurements if manifest.engine else ():

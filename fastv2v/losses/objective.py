@@ -70,7 +70,13 @@ class ObjectiveConfig:
     supervise_hallucinated: bool = True
     """Whether the adversarial, feature and perceptual terms also judge the hallucinated frame before blending."""
 
+    judged_frames: int = 0
+    """The image discriminator and the perceptual loss judge the last so many frames of each chunk, which gradients
+    reach over the longest way; 0 judges all. (vid2vid's paper samples one frame, its code takes all.)"""
+
     def __post_init__(self) -> None:
+        if self.judged_frames < 0:
+            raise ConfigError(f"judged_frames must be at least 0, got {self.judged_frames}")
         if self.temporal_window < 2:
             raise ConfigError(f"temporal_window must be at least 2 frames, got {self.temporal_window}")
 
@@ -195,19 +201,21 @@ class VideoObjective(nn.Module):
             judged.append(chunk.output.hallucinated)
         losses: dict[str, Terms] = {"generator": {}}
         generator = losses["generator"]
-        self._pixel_terms(generator, judged, real)
+        if self.config.weights.reconstruction > 0:
+            generator["reconstruction"] = torch.stack([(x - real).abs().mean() for x in judged]).sum()
         self._flow_terms(generator, chunk, reference, now)
+        seen = slice(-self.config.judged_frames, None) if self.config.judged_frames else slice(None)
+        judged, real = [x[:, seen] for x in judged], real[:, seen]
+        self._perceptual_terms(generator, judged, real)
         if "image_discriminator" in self.discriminators:
-            losses["image_discriminator"] = self._image_terms(generator, judged, real, reference.conditions[:, now])
+            conditions = reference.conditions[:, now][:, seen]
+            losses["image_discriminator"] = self._image_terms(generator, judged, real, conditions)
         if "temporal_discriminator" in self.discriminators:
             losses["temporal_discriminator"] = self._temporal_terms(generator, chunk, reference, past)
         return losses
 
-    def _pixel_terms(self, terms: Terms, judged: list[Tensor], real: Tensor) -> None:
-        weights = self.config.weights
-        if weights.reconstruction > 0:
-            terms["reconstruction"] = torch.stack([(x - real).abs().mean() for x in judged]).sum()
-        if weights.perceptual > 0 and self.perceptual is not None:
+    def _perceptual_terms(self, terms: Terms, judged: list[Tensor], real: Tensor) -> None:
+        if self.config.weights.perceptual > 0 and self.perceptual is not None:
             goal = self.perceptual.features(real.flatten(0, 1))
             terms["perceptual"] = torch.stack([self.perceptual(x.flatten(0, 1), goal) for x in judged]).sum()
 

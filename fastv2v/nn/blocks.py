@@ -137,11 +137,17 @@ class UpPath(nn.Sequential):
         super().__init__(*(up_block(width * 2 ** (i + 1), width * 2**i, norm=norm) for i in reversed(range(depth))))
 
 
-class Head(nn.Sequential):
+class Head(nn.Module):
     """Reflected convolution to the output channels, without activation."""
 
     def __init__(self, width: int, c_out: int, *, kernel: int = 7) -> None:
-        super().__init__(nn.ReflectionPad2d(kernel // 2), nn.Conv2d(width, c_out, kernel))
+        super().__init__()
+        self.pad = nn.ReflectionPad2d(kernel // 2)
+        self.conv = nn.Conv2d(width, c_out, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) to (B, c_out, H, W)."""
+        return self.conv(self.pad(x))
 
 
 @torch.no_grad()

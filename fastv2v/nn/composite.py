@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,13 @@ class CompositeConfig:
         for name in ("history_length", "width", "num_downsamples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.norm not in get_args(NormKind) or self.block not in get_args(BlockKind):
+            raise ConfigError(
+                f"norm is one of {', '.join(get_args(NormKind))} and block one of {', '.join(get_args(BlockKind))}, "
+                f"got {self.norm!r} and {self.block!r}"
+            )
+        if not self.flow_scale > 0:
+            raise ConfigError(f"flow_scale must be positive, got {self.flow_scale}")
         if self.edge_kernel < 1 or self.edge_kernel % 2 == 0:
             raise ConfigError(f"edge_kernel must be odd, got {self.edge_kernel}")
         if self.num_blocks < 2:
@@ -121,6 +129,10 @@ class CompositeGenerator(nn.Module):
             )
             self.foreground_head = Head(narrow, 3, kernel=kernel)
         init_gan_weights(self)
+        if config.use_flow:
+            with torch.no_grad():
+                # Begin close to standing still: random motion of many pixels would have to be unlearnt first.
+                self.motion_head.conv.weight.mul_(0.1)
 
     @property
     def condition_channels(self) -> int:
@@ -148,7 +160,8 @@ class CompositeGenerator(nn.Module):
             The frame with its parts, and the advanced history.
 
         Raises:
-            ShapeError: if the size does not divide or the channels do not fit.
+            ShapeError: if the size does not divide or is too small for the padding, or condition and history do not
+                fit the generator or each other.
         """
         self._check(condition, history)
         conditions_BXHW = torch.cat([history.conditions, condition.unsqueeze(1)], dim=1).flatten(1, 2)
@@ -182,7 +195,7 @@ class CompositeGenerator(nn.Module):
         # Without a previous frame nothing can be warped: the weight becomes 1 and the frame is hallucinated whole.
         weight = 1 - history.valid.view(-1, 1, 1, 1) * (1 - predicted)
         frame = weight * hallucinated + (1 - weight) * warped
-        return FrameOutput(frame, hallucinated, warped, flow, predicted)
+        return FrameOutput(frame, hallucinated, warped, flow, weight)
 
     def _paint_foreground(self, output: FrameOutput, condition: Tensor, stack: Tensor) -> FrameOutput:
         """Replace the pixels of the foreground classes; they are never warped."""
@@ -206,10 +219,19 @@ class CompositeGenerator(nn.Module):
             raise ShapeError(
                 f"frames of {height}x{width} do not divide: height and width must be multiples of {self.size_multiple}"
             )
-        expected = (condition.shape[0], self.history_length, self.condition_channels, height, width)
-        if condition.shape[1] != self.condition_channels or tuple(history.conditions.shape) != expected:
+        # Reflection needs more pixels than it pads: one at the bottleneck, half the kernel at the reduced entry.
+        least = max(2 * self.size_multiple, self.config.input_scale * (self.config.edge_kernel // 2 + 1))
+        if min(height, width) < least:
+            raise ShapeError(f"frames of {height}x{width} are too small: this generator needs at least {least}x{least}")
+        batch, past = condition.shape[0], self.history_length
+        got = [tuple(x.shape) for x in (condition, *history)]
+        if got != [
+            (batch, self.condition_channels, height, width),
+            (batch, past, self.condition_channels, height, width),
+            (batch, past, 3, height, width),
+            (batch,),
+        ]:
             raise ShapeError(
-                f"generator wants conditions of {self.condition_channels} channels and a history of "
-                f"{self.history_length}, got condition {tuple(condition.shape)} and history "
-                f"{tuple(history.conditions.shape)}"
+                f"generator wants conditions of {self.condition_channels} channels and a history of {past}, got "
+                f"condition {got[0]} and history of conditions {got[1]}, frames {got[2]} and valid {got[3]}"
             )

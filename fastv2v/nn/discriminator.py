@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class DiscriminatorConfig:
         for name in ("width", "num_layers", "num_scales"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.norm not in get_args(NormKind):
+            raise ConfigError(f"norm is one of {', '.join(get_args(NormKind))}, got {self.norm!r}")
 
 
 class PatchDiscriminator(nn.Module):

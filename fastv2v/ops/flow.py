@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastv2v.contracts import FlowEstimator
+from fastv2v.errors import DataError, ShapeError
 from fastv2v.ops.warp import warp_backward
 
 _PRESETS = {
@@ -17,6 +18,9 @@ _PRESETS = {
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
+
+_MIN_SIDE = 12
+"""Below this OpenCV refuses a picture."""
 
 
 def photometric_confidence(current: Tensor, previous: Tensor, flow: Tensor, threshold: float = 0.02) -> Tensor:
@@ -51,7 +55,16 @@ class DISFlow:
 
     @torch.no_grad()
     def __call__(self, current: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
-        """Flow (B, 2, H, W) from current to previous and its confidence; see ``FlowEstimator``."""
+        """Flow (B, 2, H, W) from current to previous and its confidence; see ``FlowEstimator``.
+
+        Raises:
+            ShapeError: if the frames differ in shape or are smaller than the estimator's coarsest patches allow.
+        """
+        if current.shape != previous.shape or min(current.shape[-2:]) < _MIN_SIDE:
+            raise ShapeError(
+                f"DIS flow needs two frames of equal shape and at least {_MIN_SIDE}x{_MIN_SIDE} pixels, "
+                f"got {tuple(current.shape)} and {tuple(previous.shape)}"
+            )
         # OpenCV's estimator keeps buffers inside, so each call makes its own: safe under threads and cheap beside it.
         estimator = cv2.DISOpticalFlow.create(_PRESETS[self.preset])
         flows = [
@@ -76,7 +89,12 @@ def clip_flow(estimator: FlowEstimator, frames: Tensor) -> tuple[Tensor, Tensor]
 
     Returns:
         Flow (B, T-1, 2, H, W) and confidence (B, T-1, 1, H, W); entry t belongs to frame t+1.
+
+    Raises:
+        DataError: if the clip has fewer than two frames.
     """
     b, t = frames.shape[:2]
+    if t < 2:
+        raise DataError(f"a clip of {t} frame has no flow; use clips of at least 2 frames")
     flow, confidence = estimator(frames[:, 1:].flatten(0, 1), frames[:, :-1].flatten(0, 1))
     return flow.unflatten(0, (b, t - 1)), confidence.unflatten(0, (b, t - 1))

@@ -22,13 +22,15 @@ def warp_backward(source: Tensor, flow: Tensor, *, align_corners: bool = True) -
         Warped frame, (B, C, H, W), in the type of ``source``. Samples that fall outside repeat the border.
 
     Raises:
-        ShapeError: if batch, height or width differ between the two.
+        ShapeError: if batch, height or width differ between the two, or the flow lacks its two channels.
 
     Source:
         The flow-warping term of Wang et al., "Video-to-Video Synthesis", NeurIPS 2018.
     """
     if source.shape[0] != flow.shape[0] or source.shape[-2:] != flow.shape[-2:] or flow.shape[1] != 2:
-        raise ShapeError(f"source {tuple(source.shape)} and flow {tuple(flow.shape)} must share B, H, W")
+        raise ShapeError(
+            f"source {tuple(source.shape)} and flow {tuple(flow.shape)} must share B, H, W; a flow has two channels"
+        )
     height, width = source.shape[-2:]
     # Coordinates lose whole pixels in half precision, so sampling is always done in float32.
     with torch.autocast(source.device.type, enabled=False):
