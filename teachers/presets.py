@@ -65,7 +65,7 @@ def demo() -> TeacherRecipe:
         feature_matching=3.0,
         perceptual=1.0,
         reconstruction=10.0,
-        flow=0.5,
+        flow=2.0,
         flow_warp=10.0,
         warp=0.0,
         temporal_gan=0.3,

@@ -68,7 +68,8 @@ class ObjectiveConfig:
     temporal_window: int = 3
     """Frames a temporal discriminator sees at once (vid2vid's n_frames_D)."""
     supervise_hallucinated: bool = True
-    """Whether the adversarial, feature and perceptual terms also judge the hallucinated frame before blending."""
+    """Whether the adversarial and perceptual terms also judge the hallucinated frame before blending. The
+    reconstruction term always does: where nothing else draws it, the blend would never come to trust it."""
 
     judged_frames: int = 0
     """The image discriminator and the perceptual loss judge the last so many frames of each chunk, which gradients
@@ -196,15 +197,14 @@ class VideoObjective(nn.Module):
         """
         now = slice(chunk.start, chunk.start + chunk.output.frame.shape[1])
         real = reference.frames[:, now]
-        judged = [chunk.output.frame]
-        if self.config.supervise_hallucinated and chunk.output.flow is not None:
-            judged.append(chunk.output.hallucinated)
+        drawn = [chunk.output.frame] + ([] if chunk.output.flow is None else [chunk.output.hallucinated])
         losses: dict[str, Terms] = {"generator": {}}
         generator = losses["generator"]
         if self.config.weights.reconstruction > 0:
-            generator["reconstruction"] = torch.stack([(x - real).abs().mean() for x in judged]).sum()
+            generator["reconstruction"] = torch.stack([(x - real).abs().mean() for x in drawn]).sum()
         self._flow_terms(generator, chunk, reference, now)
         seen = slice(-self.config.judged_frames, None) if self.config.judged_frames else slice(None)
+        judged = drawn if self.config.supervise_hallucinated else drawn[:1]
         judged, real = [x[:, seen] for x in judged], real[:, seen]
         self._perceptual_terms(generator, judged, real)
         if "image_discriminator" in self.discriminators:
