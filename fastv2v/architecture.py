@@ -85,7 +85,7 @@ def load_trained(path: Path | str, which: Literal["best", "latest"] = "best") ->
     """Load a generator from a run or a checkpoint folder; averaged weights where they are kept.
 
     Args:
-        path: a run, its ``checkpoints`` folder or one checkpoint.
+        path: a run or one checkpoint.
         which: which checkpoint of a run.
 
     Raises:

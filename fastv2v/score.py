@@ -23,10 +23,9 @@ def clip_psnr(frames: Tensor, real: Tensor) -> float:
     Raises:
         ShapeError: if the shapes differ or there is no frame to score.
     """
-    if frames.shape != real.shape or frames.numel() == 0:
-        raise ShapeError(
-            f"only equally many frames of equal size, and at least one, can be scored, "
-            f"got {tuple(frames.shape)} and {tuple(real.shape)}"
-        )
+    if frames.shape != real.shape:
+        raise ShapeError(f"frames of shape {tuple(frames.shape)} cannot be scored against {tuple(real.shape)}")
+    if frames.numel() == 0:
+        raise ShapeError("there is no frame to score beyond the given ones; held-out clips must be longer")
     error = (to_uint8(frames).double() - to_uint8(real).double()).square().mean(dim=(-3, -2, -1))
     return float((10 * torch.log10(255.0**2 / error.clamp_min(255.0**2 * 1e-10))).mean())
