@@ -1,0 +1,441 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from distill.spatial import SpatialConfig, SpatialTask
+from distill.teacher import check_pair, freeze, teacher_rollout
+from distill.temporal import TemporalConfig, TemporalTask
+from distill.terms import DistillWeights, composed_flow, distill_mask, feature_change, motion_mask, temporal_distance
+from fastv2v.contracts import FrameOutput, Task
+from fastv2v.data.clip import Clip
+from fastv2v.data.conditions import ConditionSpec
+from fastv2v.device import DeviceConfig, open_device
+from fastv2v.errors import ConfigError, DataError, ShapeError
+from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
+from fastv2v.losses.perceptual import PerceptualLoss
+from fastv2v.losses.rollout import RolloutConfig
+from fastv2v.losses.total import weighted_total
+from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
+from fastv2v.nn.discriminator import DiscriminatorConfig
+from fastv2v.render import advance
+from fastv2v.run import open_run, read_metrics
+from fastv2v.seed import generator_for
+from fastv2v.train import TrainConfig, fit
+from students.schedule import GapConfig
+
+MAPS = ConditionSpec(kind="maps", map_channels=1)
+OFF = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0)
+SILENT = ObjectiveConfig(weights=LossWeights(**OFF))
+SMALL = DiscriminatorConfig(width=2, num_layers=1, num_scales=1, norm="instance")
+NO_KD = DistillWeights(kd_reconstruction=0, kd_perceptual=0)
+SIZE = (4, 6)
+FULL = {"start_from_nothing": 0.0, "start_from_one": 0.0}
+
+
+class Clock(nn.Module):
+    """A step model whose frame and flow tell the time that its condition carries: ``time * scale``."""
+
+    condition_channels = 1
+    size_multiple = 1
+
+    def __init__(self, scale=1.0, flow=(0.0, 0.0), history_length=2):
+        super().__init__()
+        self.config = CompositeConfig(history_length=history_length)
+        self.history_length = history_length
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.flow = nn.Parameter(torch.tensor(flow))
+        self.seen = []
+
+    def step(self, condition, history):
+        self.seen.append(condition[0, 0, 0, 0].item())
+        frame = self.scale * condition.expand(-1, 3, -1, -1)
+        flow = self.flow.view(1, 2, 1, 1).expand(frame.shape[0], 2, *frame.shape[-2:])
+        occlusion = torch.ones_like(frame[:, :1])
+        return FrameOutput(frame, frame, frame, flow, occlusion), advance(history, condition, frame)
+
+
+class Texture(nn.Module):
+    """Feature maps of a frame, cheap and with gradients."""
+
+    def forward(self, frames):
+        return [frames * 2, frames[..., ::2] ** 2]
+
+
+def still(current, previous):
+    return torch.zeros_like(current[:, :2]), torch.ones_like(current[:, :1])
+
+
+def clock_clip(frames=8, batch=1, size=SIZE):
+    times = torch.arange(float(frames)).view(1, -1, 1, 1, 1).expand(batch, -1, 1, *size)
+    return Clip(frames=times.expand(-1, -1, 3, -1, -1) / 100, maps=times)
+
+
+def silent_objective(perceptual=False):
+    network = PerceptualLoss(Texture(), (1.0, 1.0), relative=False) if perceptual else None
+    return VideoObjective(SILENT, 1, network, still)
+
+
+def temporal_task(student, teacher, weights, gap=2, chunk_frames=0, perceptual=False, **config):
+    return TemporalTask(
+        student,
+        freeze(teacher),
+        MAPS,
+        silent_objective(perceptual),
+        TemporalConfig(
+            weights=weights,
+            gap=GapConfig(smallest=gap, largest=gap, every_frame=0),
+            objective=SILENT,
+            rollout=RolloutConfig(chunk_frames=chunk_frames, **FULL),
+            **config,
+        ),
+    )
+
+
+def run_step(task, clip, seed=0):
+    """Generator terms of every chunk."""
+    return [losses["generator"] for losses in task.step(clip, torch.Generator().manual_seed(seed))]
+
+
+class TestTeacher:
+    def test_freezing_takes_gradients_and_training_mode_away(self):
+        module = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+        assert freeze(module) is module
+        assert not any(m.training for m in module.modules())
+        assert not any(p.requires_grad for p in module.parameters())
+
+    def test_entry_k_of_its_rollout_belongs_to_frame_k_plus_history(self):
+        clip = clock_clip()
+        output = teacher_rollout(Clock(), clip.maps, clip.frames, "full")
+        assert output.frame[0, :, 0, 0, 0].tolist() == [2, 3, 4, 5, 6, 7]
+        assert output.flow.shape == (1, 6, 2, *SIZE)
+        assert not output.frame.requires_grad
+
+    def test_a_pair_shares_conditions_and_history(self):
+        check_pair(Clock(), Clock())
+        other = Clock()
+        other.condition_channels = 3
+        with pytest.raises(ConfigError, match="the teacher takes 3 channels, the student 1"):
+            check_pair(Clock(), other)
+        with pytest.raises(ConfigError, match="look back equally far, got 1 and 2"):
+            check_pair(Clock(), Clock(history_length=1))
+
+
+class TestTerms:
+    def test_motion_mask_is_the_magnitude_over_its_largest_for_each_frame(self):
+        flow = torch.zeros(1, 2, 2, 1, 3)
+        flow[0, 0, :, 0] = torch.tensor([[3.0, 0, 0], [4.0, 0, 1]])  # magnitudes 5, 0, 1
+        flow[0, 1, :, 0] = torch.tensor([[0.0, 0, 0], [0.0, -0.1, 0.05]])
+        mask = motion_mask(flow)
+        assert_close(mask[0, :, 0, 0], torch.tensor([[1.0, 0, 0.2], [0.0, 1, 0.5]]))
+        assert not motion_mask(torch.zeros(1, 2, 4, 4)).any()
+
+    def test_kinds_of_masks(self):
+        flow, confidence = torch.randn(2, 3, 2, 4, 4), torch.rand(2, 3, 1, 4, 4)
+        assert distill_mask("none", flow, confidence) is None
+        assert distill_mask("confidence", flow, confidence) is confidence
+        assert torch.equal(distill_mask("motion", flow, confidence), motion_mask(flow))
+
+    def test_feature_change_is_taken_over_time_within_a_sample(self):
+        maps = torch.tensor([1.0, 2, 4, 10, 20, 40]).view(6, 1, 1, 1)
+        (change,) = feature_change([maps], batch=2, time=3)
+        assert change.flatten().tolist() == [1, 2, 10, 20]
+
+    def test_temporal_distance_by_hand(self):
+        student = torch.tensor([0.0, 1.0, 4.0]).view(3, 1, 1, 1)  # changes 1, 3
+        teacher = torch.tensor([5.0, 7.0, 9.0]).view(3, 1, 1, 1)  # changes 2, 2
+        assert temporal_distance([student], [teacher], 1, 3).item() == pytest.approx(1 / 2, rel=1e-4)
+
+    def test_only_change_counts_and_layers_count_alike(self):
+        teacher = torch.rand(4, 2, 3, 3)
+        assert temporal_distance([teacher + 7], [teacher], 1, 4).item() == pytest.approx(0, abs=1e-4)
+        student = torch.rand(4, 2, 3, 3)
+        one = temporal_distance([student], [teacher], 2, 2)
+        both = temporal_distance([student, 1000 * student], [teacher, 1000 * teacher], 2, 2)
+        assert_close(both, one, rtol=1e-3, atol=0)
+
+    def test_one_keyframe_has_no_change(self):
+        assert temporal_distance([torch.rand(2, 1, 2, 2)], [torch.rand(2, 1, 2, 2)], 2, 1).item() == 0
+
+    def test_a_teacher_that_stands_still_does_not_blow_it_up(self):
+        teacher = torch.ones(2, 1, 4, 4)
+        student = torch.stack([torch.ones(1, 4, 4), torch.full((1, 4, 4), 1.02)])
+        assert temporal_distance([student], [teacher], 1, 2).item() == pytest.approx(1.0, rel=1e-3)
+
+    def test_composed_flow_adds_the_flows_of_the_gap(self):
+        # Constant flows of 1, 10, 100, ... pixels tell which entries were added.
+        flows = (10.0 ** torch.arange(5)).view(1, 5, 1, 1, 1).expand(1, 5, 2, *SIZE)
+        for last, gap, expected in [(4, 1, 10000), (4, 3, 11100), (3, 4, 1111), (2, 2, 110)]:
+            assert_close(composed_flow(flows, last, gap), torch.full((1, 2, *SIZE), float(expected)))
+
+    def test_composed_flow_is_read_where_it_leads(self):
+        flows = torch.zeros(1, 2, 2, 1, 4)
+        flows[0, 1, 0] = 1.0  # the newest step goes one pixel right
+        flows[0, 0, 0, 0] = torch.tensor([10.0, 20, 30, 40])
+        assert_close(composed_flow(flows, 1, 2)[0, 0, 0], torch.tensor([21.0, 31, 41, 41]))
+
+    def test_weights(self):
+        assert DistillWeights(kd_flow=2.0).active() == {"kd_reconstruction": 1.0, "kd_perceptual": 1.0, "kd_flow": 2.0}
+        with pytest.raises(ConfigError, match="kd_flow is negative"):
+            DistillWeights(kd_flow=-1.0)
+
+
+class TestAlignment:
+    """Frames that tell their time: a distance of 0 means that student and teacher meet at the same moments."""
+
+    weights = replace(NO_KD, kd_reconstruction=1.0)
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        gap=st.integers(1, 4),
+        more=st.integers(0, 7),
+        chunk_frames=st.integers(0, 4),
+        history=st.integers(1, 3),
+        window=st.integers(2, 5),
+    )
+    def test_temporal_distillation_matches_by_time(self, gap, more, chunk_frames, history, window):
+        student, teacher = Clock(history_length=history), Clock(history_length=history)
+        task = temporal_task(student, teacher, self.weights, gap, chunk_frames, window=window)
+        num_frames = gap * history + 1 + more
+        terms = run_step(task, clock_clip(num_frames))
+        assert student.seen == list(range(history * gap, num_frames, gap))
+        assert teacher.seen == list(range(history, num_frames))
+        assert [t["kd_reconstruction"].item() for t in terms] == [0] * len(terms)
+
+    @pytest.mark.parametrize(("gap", "keyframes", "entries"), [(3, [2], [4]), (2, [2, 3], [2, 4])])
+    def test_the_worked_example_of_8_frames(self, gap, keyframes, entries):
+        task = temporal_task(Clock(), Clock(), self.weights, gap)
+        assert [task.teacher_entry(k, gap) for k in keyframes] == entries
+        clip = clock_clip(8)
+        taught = teacher_rollout(task.teacher, clip.maps, clip.frames, "full").frame
+        assert [taught[0, entry, 0, 0, 0].item() for entry in entries] == [k * gap for k in keyframes]
+        run_step(task, clip)
+        assert task.student.seen == [k * gap for k in keyframes]
+
+    def test_another_moment_would_be_noticed(self):
+        (terms,) = run_step(temporal_task(Clock(1.5), Clock(), self.weights, gap=2), clock_clip(8))
+        assert terms["kd_reconstruction"].item() == pytest.approx((2 + 3) / 2)  # half of the times 4 and 6
+
+    @pytest.mark.parametrize("chunk_frames", [0, 1, 5, 6])
+    def test_every_keyframe_counts_however_long_the_chunk_is_beside_the_window(self, chunk_frames):
+        # Gap 1, 13 frames: keyframes 2 to 12, and a student that is wrong by 1 at each.
+        student, teacher = Clock(), Clock()
+        teacher.step = lambda c, h, step=teacher.step: step(c + 1, h)
+        task = temporal_task(student, teacher, self.weights, 1, chunk_frames, window=2)
+        terms = run_step(task, clock_clip(13))
+        assert [t["kd_reconstruction"].item() for t in terms] == [1.0] * math.ceil(11 / (chunk_frames or 11))
+        reached = sum(torch.autograd.grad(t["kd_reconstruction"], student.scale)[0] * n for t, n in zip(
+            terms, [min(chunk_frames or 11, 11 - i) for i in range(0, 11, chunk_frames or 11)], strict=True
+        ))  # fmt: skip
+        assert reached.item() == pytest.approx(-sum(range(2, 13)))  # d|x - goal| / d scale is -time for each keyframe
+
+    @pytest.mark.parametrize("chunk_frames", [0, 1, 2, 4])
+    def test_spatial_distillation_matches_frame_by_frame(self, chunk_frames):
+        config = SpatialConfig(weights=self.weights, objective=SILENT, rollout=RolloutConfig(chunk_frames=chunk_frames))
+        task = SpatialTask(Clock(), freeze(Clock()), MAPS, silent_objective(), config)
+        assert all(terms["kd_reconstruction"].item() == 0 for terms in run_step(task, clock_clip(9)))
+        task = SpatialTask(Clock(2.0), freeze(Clock()), MAPS, silent_objective(), config)
+        first = run_step(task, clock_clip(9))[0]["kd_reconstruction"].item()
+        assert first == pytest.approx({0: 5.0, 1: 2.0, 2: 2.5, 4: 3.5}[chunk_frames])  # mean time of the first chunk
+
+
+class TestTemporalTerms:
+    def test_local_perceptual_distance_covers_all_samples(self):
+        task = temporal_task(Clock(2.0), Clock(), replace(NO_KD, kd_perceptual=1.0), gap=3, perceptual=True)
+        clip = clock_clip(8, batch=2)
+        maps = torch.cat([clip.maps[:1], 0 * clip.maps[:1]])  # at time 0 all are right
+        (terms,) = run_step(task, replace(clip, maps=maps))
+        # At time 6: |24 - 12| and |144 - 36| in the first sample, nothing in the second.
+        assert terms["kd_perceptual"].item() == pytest.approx((12 + 108) / 2)
+
+    def test_the_global_term_reaches_the_student_and_not_the_teacher(self):
+        student, teacher = Clock(2.0), Clock()
+        task = temporal_task(student, teacher, replace(NO_KD, kd_temporal=1.0), gap=2, perceptual=True)
+        (terms,) = run_step(task, clock_clip(9))
+        # Times 4, 6, 8. Linear features change by 8 instead of 4; squares by 80 and 112 instead of 20 and 28.
+        assert terms["kd_temporal"].item() == pytest.approx((1 + 3) / 2, rel=1e-4)
+        assert torch.autograd.grad(terms["kd_temporal"], student.scale)[0].item() > 0
+        assert teacher.scale.grad is None
+
+    def test_it_looks_back_over_chunks_but_sends_gradients_into_the_present_one_only(self):
+        student = Clock(2.0)
+        task = temporal_task(student, Clock(), replace(NO_KD, kd_temporal=1.0), 2, 1, perceptual=True, window=3)
+        terms = [t["kd_temporal"] for t in run_step(task, clock_clip(11))]
+        # One keyframe has no change; then two and three of them: times 4; 4, 6; 4, 6, 8; 6, 8, 10.
+        assert [t.item() for t in terms] == pytest.approx([0, 2, 2, 2], rel=1e-4)
+        assert not terms[0].requires_grad
+        assert all(torch.autograd.grad(t, student.scale)[0].item() > 0 for t in terms[1:])
+
+    @pytest.mark.parametrize("gap", [1, 2, 3])
+    def test_flow_is_compared_with_the_teachers_over_the_same_span(self, gap):
+        teacher = Clock(flow=(1.0, -2.0))
+        clip, weights = clock_clip(10), replace(NO_KD, kd_flow=1.0)
+        same = temporal_task(Clock(flow=(1.0 * gap, -2.0 * gap)), teacher, weights, gap)
+        assert run_step(same, clip)[0]["kd_flow"].item() == pytest.approx(0, abs=1e-5)
+        student = Clock(flow=(1.0 * gap + 3, -2.0 * gap))
+        (terms,) = run_step(temporal_task(student, teacher, weights, gap), clip)
+        assert terms["kd_flow"].item() == pytest.approx(1.5, rel=1e-4)  # 3 pixels in one of two components
+        assert torch.autograd.grad(terms["kd_flow"], student.flow)[0][0].item() > 0
+
+    def test_a_cold_start_has_no_flow_to_learn(self):
+        task = temporal_task(Clock(flow=(5.0, 0.0)), Clock(), replace(NO_KD, kd_flow=1.0), 3, 1)
+        task.config = replace(
+            task.config, rollout=RolloutConfig(chunk_frames=1, start_from_nothing=1, start_from_one=0)
+        )
+        first, second = run_step(task, clock_clip(10))
+        assert first["kd_flow"].item() == 0
+        assert second["kd_flow"].item() == pytest.approx(2.5)
+
+
+class TestSpatialMasks:
+    def distances(self, mask, estimator):
+        config = SpatialConfig(
+            weights=replace(NO_KD, kd_reconstruction=1.0), mask=mask, objective=SILENT, rollout=RolloutConfig(**FULL)
+        )
+        task = SpatialTask(Clock(2.0), freeze(Clock()), MAPS, VideoObjective(SILENT, 1, None, estimator), config)
+        (terms,) = run_step(task, clock_clip(4))
+        return terms["kd_reconstruction"].item()
+
+    def test_a_mask_weighs_pixels_of_both_frames(self):
+        def left_moves(current, _):
+            flow = torch.zeros_like(current[:, :2])
+            flow[..., :3] = 2.0
+            return flow, torch.full_like(current[:, :1], 0.25)
+
+        # Without a mask, times 2 and 3 are wrong by 2 and 3.
+        assert self.distances("none", left_moves) == pytest.approx(2.5)
+        assert self.distances("motion", left_moves) == pytest.approx(2.5 / 2)
+        assert self.distances("confidence", left_moves) == pytest.approx(2.5 / 4)
+
+
+class TestRefusals:
+    def test_a_missing_network_is_noticed_before_training(self):
+        with pytest.raises(ConfigError, match="need the perceptual network"):
+            temporal_task(Clock(), Clock(), replace(NO_KD, kd_temporal=1.0))
+        with pytest.raises(ConfigError, match="kd_perceptual needs the perceptual network"):
+            SpatialTask(Clock(), freeze(Clock()), MAPS, silent_objective(), SpatialConfig())
+        flowless = Clock()
+        flowless.config = replace(flowless.config, use_flow=False)
+        with pytest.raises(ConfigError, match="kd_flow needs a flow branch"):
+            temporal_task(flowless, Clock(), replace(NO_KD, kd_flow=1.0))
+
+    @pytest.mark.parametrize("history_length", [1, 3])
+    def test_pairs_that_do_not_fit(self, history_length):
+        for build in (
+            lambda: temporal_task(Clock(), Clock(history_length=history_length), NO_KD),
+            lambda: SpatialTask(
+                Clock(), Clock(history_length=history_length), MAPS, silent_objective(), SpatialConfig(weights=NO_KD)
+            ),
+        ):
+            with pytest.raises(ConfigError, match="look back equally far"):
+                build()
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"), [({"window": 1}, "at least 2 keyframes"), ({"deployed_gap": 0}, "deployed_gap must be")]
+    )
+    def test_temporal_nonsense(self, wrong, message):
+        with pytest.raises(ConfigError, match=message):
+            TemporalConfig(**wrong)
+
+    @pytest.mark.parametrize("weights", [{"kd_temporal": 1.0}, {"kd_flow": 1.0}])
+    def test_temporal_terms_in_the_spatial_stage(self, weights):
+        with pytest.raises(ConfigError, match="belong to temporal distillation"):
+            SpatialConfig(weights=DistillWeights(**weights))
+
+    def test_clips_too_short_for_the_gap(self):
+        task = temporal_task(Clock(), Clock(), replace(NO_KD, kd_reconstruction=1.0), gap=4)
+        with pytest.raises(DataError, match="at least 9 frames"):
+            run_step(task, clock_clip(8))
+
+    def test_held_out_clips_without_a_second_keyframe(self):
+        task = temporal_task(Clock(), Clock(), NO_KD, deployed_gap=8)
+        with pytest.raises(ShapeError, match="held-out clips must be longer"):
+            task.evaluate(clock_clip(8))
+
+
+class TestEvaluation:
+    def test_keyframes_at_the_deployed_gap_are_shown_and_scored(self):
+        clip = clock_clip(9)
+        task = temporal_task(Clock(0.01), Clock(0.01), NO_KD, deployed_gap=4)
+        rows = task.sample(clip)
+        for name in ("real", "teacher", "student"):
+            assert_close(rows[name][0, :, 0, 0, 0], torch.tensor([0, 0.04, 0.08]))
+        assert task.student.seen == [4, 8]
+        assert task.evaluate(clip) == {"psnr": pytest.approx(100)}
+
+    def test_the_spatial_stage_shows_every_frame(self):
+        clip = clock_clip(5)
+        task = SpatialTask(Clock(0.01), Clock(0.01), MAPS, silent_objective(), SpatialConfig(weights=NO_KD))
+        rows = task.sample(clip)
+        assert torch.equal(rows["real"], clip.frames)
+        assert_close(rows["student"], clip.frames)
+        assert_close(rows["teacher"], clip.frames)
+        assert task.evaluate(clip) == {"psnr": pytest.approx(100)}
+
+
+SPEC = ConditionSpec(class_names=("road", "car", "sky"))
+OBJECTIVE = ObjectiveConfig(
+    weights=LossWeights(reconstruction=1.0), image_discriminator=SMALL, temporal_discriminator=SMALL
+)
+
+
+def real_task(kind):
+    """A tiny composite pair; the teacher has batch norm, whose statistics would drift if it were not frozen."""
+    torch.manual_seed(0)
+    config = CompositeConfig(width=2, num_downsamples=2, num_blocks=2, norm="batch")
+    teacher = freeze(CompositeGenerator(config, 3, (1,)))
+    student = CompositeGenerator(replace(config, block="inverted", input_scale=2), 3, (1,))
+    objective = VideoObjective(OBJECTIVE, 3, PerceptualLoss(Texture(), (1.0, 0.5), relative=True), still)
+    rollout = RolloutConfig(chunk_frames=2, backprop_frames=2)
+    if kind == "spatial":
+        return SpatialTask(student, teacher, SPEC, objective, SpatialConfig(objective=OBJECTIVE, rollout=rollout))
+    weights = DistillWeights(kd_temporal=1.0, kd_flow=1.0)
+    gap = GapConfig(smallest=2, largest=2)
+    config = TemporalConfig(weights=weights, gap=gap, objective=OBJECTIVE, rollout=rollout)
+    return TemporalTask(student, teacher, SPEC, objective, config)
+
+
+def label_clips(start):
+    while True:
+        rng = generator_for(4, start)
+        labels = torch.randint(0, 3, (2, 9, 16, 16), generator=rng, dtype=torch.uint8)
+        yield Clip(frames=torch.rand(2, 9, 3, 16, 16, generator=rng) * 2 - 1, labels=labels)
+        start += 1
+
+
+@pytest.mark.parametrize("kind", ["spatial", "temporal"])
+class TestTraining:
+    def test_the_student_moves_and_the_teacher_stays_bit_equal(self, kind, tmp_path):
+        task = real_task(kind)
+        _: Task = task
+        teacher = {name: value.clone() for name, value in task.teacher.state_dict().items()}
+        student = {name: value.clone() for name, value in task.student.named_parameters()}
+        clip = next(label_clips(50))
+        with open_run(tmp_path / "run", {}) as run:
+            device = open_device(DeviceConfig(cpu=True, precision="fp32"))
+            config = TrainConfig(steps=2, eval_every=2, sample_every=2, log_every=2, checkpoint_every=2)
+            fit(task, label_clips, run, config, device, sample_clip=clip, eval_clips=[clip])
+        assert all(torch.equal(value, teacher[name]) for name, value in task.teacher.state_dict().items())
+        assert not any(m.training for m in task.teacher.modules())
+        moved = [not torch.equal(value, student[name]) for name, value in task.student.named_parameters()]
+        assert sum(moved) > 0.7 * len(moved)
+        row = next(row for row in read_metrics(tmp_path / "run") if row["kind"] == "train")
+        assert {f"generator/{term}" for term in task.weights["generator"]} <= row.keys()
+        saved = {file.stem.split(".")[0] for file in (tmp_path / "run/checkpoints").rglob("*.safetensors")}
+        assert saved == {"generator", "image_discriminator", "temporal_discriminator", "ema", "rng"}  # no teacher
+
+    def test_names_of_terms_and_weights_agree_and_every_parameter_gets_a_gradient(self, kind):
+        task = real_task(kind)
+        reached = set()
+        for losses in task.step(next(label_clips(0)), torch.Generator().manual_seed(1)):
+            assert {p: set(terms) for p, terms in losses.items()} == {p: set(w) for p, w in task.weights.items()}
+            total = weighted_total(losses["generator"], task.weights["generator"])
+            names, parameters = zip(*task.student.named_parameters(), strict=True)
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+            reached |= {name for name, g in zip(names, gradients, strict=True) if g is not None and g.isfinite().all()}
+        assert reached == {name for name, _ in task.student.named_parameters()}
