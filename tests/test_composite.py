@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from fastv2v.contracts import History, StepModel
 from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.measure.cost import count_macs
-from fastv2v.nn.blocks import InvertedResidual, init_gan_weights, norm_layer
+from fastv2v.nn.blocks import InvertedResidual, ResidualBlock, init_gan_weights, norm_layer
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.ops.warp import warp_backward
 from fastv2v.render import render_clip
@@ -89,6 +89,41 @@ class TestPublishedSizes:
 
 def count(module):
     return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+class TestBlocks:
+    """Convolutions that pass on what they get show the shape of a block."""
+
+    x = torch.tensor([-3.0, 1.0, 8.0]).view(1, 1, 1, 3).expand(1, 1, 3, 3)
+
+    def passing_on(self, block):
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.dirac_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        return block.eval()
+
+    def test_an_inverted_residual_adds_a_branch_cut_to_0_and_6_with_a_linear_end(self):
+        block = self.passing_on(InvertedResidual(1))
+        assert_close(block(self.x)[0, 0, 0], torch.tensor([-3.0, 2.0, 14.0]), atol=1e-3, rtol=0)
+        nn.init.constant_(block.branch[6].weight, -1.0)
+        assert_close(block(self.x)[0, 0, 0], torch.tensor([-3.0, 0.0, 2.0]), atol=1e-3, rtol=0)
+
+    def test_a_residual_adds_a_branch_with_one_activation_inside_and_none_behind(self):
+        block = self.passing_on(ResidualBlock(1, norm="none"))
+        assert_close(block(self.x)[0, 0, 0], torch.tensor([-3.0, 2.0, 16.0]))
+        block.branch[5].weight.data.neg_()
+        assert_close(block(self.x)[0, 0, 0], torch.tensor([-3.0, 0.0, 0.0]))
+
+    def test_a_residual_reflects_at_the_border_and_an_inverted_one_pads_zeros(self):
+        ones = torch.ones(1, 1, 3, 3)
+        reflecting, padding = ResidualBlock(1, norm="none"), self.passing_on(InvertedResidual(1))
+        self.passing_on(reflecting)
+        for layer in (reflecting.branch[5], padding.branch[3]):
+            nn.init.constant_(layer.weight, 1 / 9)
+        assert_close(reflecting(ones), 2 * ones)
+        assert padding(ones)[0, 0, 0, 0].item() == pytest.approx(1 + 4 / 9, abs=1e-3)
 
 
 class TestPublishedOutputs:

@@ -265,8 +265,13 @@ class TestTemporalTerms:
     def test_it_looks_back_over_chunks_but_sends_gradients_into_the_present_one_only(self):
         student = Clock(2.0)
         task = temporal_task(student, Clock(), replace(NO_KD, kd_temporal=1.0), 2, 1, perceptual=True, window=3)
+        looked_at = []
+        task.objective.perceptual.network.register_forward_hook(
+            lambda _, frames, __: looked_at.append(frames[0][:, 0, 0, 0].tolist())
+        )
         terms = [t["kd_temporal"] for t in run_step(task, clock_clip(11))]
-        # One keyframe has no change; then two and three of them: times 4; 4, 6; 4, 6, 8; 6, 8, 10.
+        assert looked_at[1::2] == [[4], [4, 6], [4, 6, 8], [6, 8, 10]]  # the teacher's; the student's are twice these
+        assert looked_at[::2] == [[8], [8, 12], [8, 12, 16], [12, 16, 20]]
         assert [t.item() for t in terms] == pytest.approx([0, 2, 2, 2], rel=1e-4)
         assert not terms[0].requires_grad
         assert all(torch.autograd.grad(t, student.scale)[0].item() > 0 for t in terms[1:])

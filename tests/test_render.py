@@ -124,6 +124,13 @@ class TestRolloutChunks:
         gradients = [torch.autograd.grad(f, model.weight, retain_graph=True)[0].item() for f in frames]
         assert gradients == expected
 
+    def test_the_count_starts_anew_in_every_chunk(self):
+        model = Adder()
+        _, second = self.chunks(model, 8, chunk_frames=3, backprop_frames=2)
+        frames = second.output.frame[0, :, 0, 0, 0]
+        gradients = [torch.autograd.grad(f, model.weight, retain_graph=True)[0].item() for f in frames]
+        assert gradients == [23, 24 + 23, 25]
+
     def test_gradients_never_cross_a_chunk(self):
         model = Adder()
         first, second = self.chunks(model, 6, chunk_frames=2, backprop_frames=8)
