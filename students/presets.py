@@ -12,4 +12,4 @@ def published() -> CompositeConfig:
 
 def demo() -> CompositeConfig:
     """A student that trains in minutes on a CPU: half-size input."""
-    return CompositeConfig(width=12, num_downsamples=3, num_blocks=4, edge_kernel=3, norm="instance", input_scale=2)
+    return CompositeConfig(width=12, num_downsamples=3, num_blocks=4, edge_kernel=3, norm="batch", input_scale=2)

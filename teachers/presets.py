@@ -61,15 +61,15 @@ def demo() -> TeacherRecipe:
     """A small teacher that learns one place in minutes on a CPU, at 256x128."""
     discriminator = DiscriminatorConfig(width=16, num_scales=2, norm="instance")
     weights = LossWeights(
-        gan=0.3,
-        feature_matching=3.0,
-        perceptual=1.0,
+        gan=0.1,
+        feature_matching=1.0,
+        perceptual=0.5,
         reconstruction=10.0,
-        flow=2.0,
+        flow=4.0,
         flow_warp=10.0,
         warp=0.0,
-        temporal_gan=0.3,
-        temporal_feature_matching=3.0,
+        temporal_gan=0.1,
+        temporal_feature_matching=1.0,
     )
     objective = ObjectiveConfig(
         weights=weights,
@@ -90,7 +90,7 @@ def demo() -> TeacherRecipe:
             sampling=SamplingConfig(num_frames=14),
             batch_size=2,
         ),
-        generator=CompositeConfig(width=16, num_downsamples=3, num_blocks=4, edge_kernel=3, norm="instance"),
+        generator=CompositeConfig(width=16, num_downsamples=3, num_blocks=4, edge_kernel=3, norm="batch"),
         foreground=(),
         task=TeacherTaskConfig(
             objective=objective,
