@@ -85,13 +85,13 @@ class TestLoadTrained:
         assert trained.architecture == ARCHITECTURE
         assert (trained.step, trained.checkpoint.name) == (10, "step-00000010")
 
-    def test_best_or_latest_or_one_by_name(self, tmp_path):
+    def test_latest_unless_told_or_one_by_name(self, tmp_path):
         described = architecture_dict(ARCHITECTURE)
         first = write_checkpoint(tmp_path, 10, described, best=10)
         second = write_checkpoint(tmp_path, 20, described, best=10)
-        assert same_weights(load_trained(tmp_path).generator, first)
-        assert same_weights(load_trained(tmp_path, "latest").generator, second)
-        assert same_weights(load_trained(tmp_path / "checkpoints/step-00000020").generator, second)
+        assert same_weights(load_trained(tmp_path).generator, second)
+        assert same_weights(load_trained(tmp_path, "best").generator, first)
+        assert same_weights(load_trained(tmp_path / "checkpoints/step-00000010").generator, first)
 
     @pytest.mark.parametrize("described", [{}, {"generator": {"width": 2}}, {"colour": "red"}])
     def test_a_checkpoint_that_describes_no_generator_is_refused(self, tmp_path, described):
