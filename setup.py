@@ -33,12 +33,10 @@ setup(
         "opencv-python>=4.10",
         "openvino>=2025.3",
         "safetensors>=0.5",
-        "scikit-image>=0.25",
         "tensorboard>=2.19",
         "torch>=2.9",
-        "torchvision",
         "tqdm>=4.66",
         "tyro>=0.9.20",
     ],
-    extras_require={"test": ["hypothesis", "mypy", "pytest", "ruff"]},
+    extras_require={"test": ["hypothesis", "mypy", "pytest", "ruff", "scikit-image>=0.25"]},
 )

@@ -100,7 +100,8 @@ class Task(Protocol):
         """Yield the losses of one clip, chunk after chunk.
 
         The loop updates every player after each yield and before it asks for the next chunk, so a task may carry
-        detached history from chunk to chunk in local variables.
+        detached history from chunk to chunk in local variables. ``rng`` is seeded alike for all clips of one update, on
+        every rank, so that what it decides (a start, a gap) is the same for all of them.
         """
         ...
 

@@ -254,9 +254,10 @@ class _Session:
         for player in self._players.values():
             set_lr(player.optimizer, player.lr * factor)
         self.step += 1
-        place = (self.step, self._device.rank)
-        seed_everything(derive_seed(self._config.seed, "layers", *place))
-        rngs = [generator_for(self._config.seed, "task", *place, i) for i in range(len(clips))]
+        seed_everything(derive_seed(self._config.seed, "layers", self.step, self._device.rank))
+        # All clips of an update, on all ranks, draw the same: a gap decides how many chunks there are, and processes
+        # that disagree about it would wait for each other for ever.
+        rngs = [generator_for(self._config.seed, "task", self.step) for _ in clips]
         runs = [iter(self._task.step(clip.to(self._device.device), rng)) for clip, rng in zip(clips, rngs, strict=True)]
         chunks = 0
         while self._train_chunk(runs):

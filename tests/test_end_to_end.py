@@ -28,7 +28,7 @@ SHORT = ["--recipe.train.steps", "2", "--recipe.train.max-minutes", "None", "--r
 
 def run_line(data: Path, out: Path, clip_frames: int) -> dict[str, object]:
     """All verbs in order, two steps each; returns what the benchmark wrote."""
-    clips = ["--recipe.data.sampling.num-frames", str(clip_frames), "--recipe.data.batch-size", "1", "--quiet", "True"]
+    clips = ["--recipe.data.sampling.num-frames", str(clip_frames), "--recipe.data.batch-size", "1", "--quiet"]
     given = ["--data", str(data)]
     teacher, skd, tkd, bundle = (str(out / name) for name in ("teacher", "skd", "tkd", "student.v2v"))
     assert main(["train-teacher", "demo", *given, "--run", teacher, *SIZE, *SHORT, *clips]) == 0
@@ -106,7 +106,7 @@ def test_a_killed_training_ends_with_the_same_weights(world: Path, tmp_path: Pat
         program = [sys.executable, "-m", "fastv2v.cli", "train-teacher", "demo", "--data", str(world)]
         steps = ["--recipe.train.steps", "6", "--recipe.train.max-minutes", "None"]
         often = ["--recipe.train.checkpoint-every", "1", "--recipe.train.eval-every", "0"]
-        clips = ["--recipe.data.sampling.num-frames", "6", "--recipe.data.batch-size", "1", "--quiet", "True"]
+        clips = ["--recipe.data.sampling.num-frames", "6", "--recipe.data.batch-size", "1", "--quiet"]
         return [*program, "--run", str(run), *SIZE, *steps, *often, *clips]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

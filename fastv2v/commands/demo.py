@@ -41,6 +41,7 @@ def run_demo(args: Demo) -> Path:
     """Run the line; returns the page."""
     # Imported here so that a wrong option is answered before torch is loaded.
     from fastv2v.commands import benchmark, export, train, world
+    from fastv2v.data.folder import open_folder
     from fastv2v.data.world import WorldConfig
     from teachers import presets as teachers
 
@@ -54,18 +55,26 @@ def run_demo(args: Demo) -> Path:
     def timed(config: Any, stage: str) -> Any:
         return replace(config, max_minutes=minutes * SHARES[stage], seed=args.seed)
 
+    longest = max(open_folder(teachers.demo().data.at(data, "train")).lengths)
+
+    def shortened(recipe: Any) -> Any:
+        """The recipe with clips that fit into the longest sequence."""
+        sampling = recipe.data.sampling
+        sampling = replace(sampling, num_frames=min(sampling.num_frames, longest))
+        return replace(recipe, data=replace(recipe.data, sampling=sampling))
+
     _say(f"teacher, {minutes * SHARES['teacher']:.1f} minutes")
-    recipe = teachers.demo()
+    recipe = shortened(teachers.demo())
     recipe = replace(recipe, train=timed(recipe.train, "teacher"))
     train.train_teacher(train.TrainTeacher(data=data, run=out / "teacher", recipe=recipe))
 
     _say(f"spatial distillation, {minutes * SHARES['spatial']:.1f} minutes")
-    spatial = train.spatial_presets()["demo"][1]
+    spatial = shortened(train.spatial_presets()["demo"][1])
     spatial = replace(spatial, train=timed(spatial.train, "spatial"))
     train.train_spatial(train.TrainSpatial(data=data, teacher=out / "teacher", run=out / "student-skd", recipe=spatial))
 
     _say(f"temporal distillation, {minutes * SHARES['temporal']:.1f} minutes")
-    temporal = train.temporal_presets()["demo"][1]
+    temporal = shortened(train.temporal_presets()["demo"][1])
     temporal = replace(
         temporal,
         train=timed(temporal.train, "temporal"),
