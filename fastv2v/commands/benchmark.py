@@ -176,7 +176,8 @@ def _cost(bench: _Bench) -> list[dict[str, Any]]:
             "gmacs_per_frame": student.macs_per_keyframe / 1e9 * keyframes / total,
             "output_position_gmacs_per_keyframe": student.output_position_macs_per_keyframe / 1e9,
             "output_position_gmacs_per_frame": student.output_position_macs_per_keyframe / 1e9 * keyframes / total,
-            "parameters": student.parameters,
+            "gflops_per_keyframe": 2 * student.macs_per_keyframe / 1e9,
+            "parameters_m": student.parameters / 1e6,
             "keyframe_fraction": keyframes / total,
         }
     )

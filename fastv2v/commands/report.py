@@ -36,7 +36,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "gmacs_per_frame": "GMACs / delivered frame",
         "output_position_gmacs_per_keyframe": "GMACs / keyframe (output positions)",
         "output_position_gmacs_per_frame": "GMACs / delivered frame (output positions)",
-        "parameters": "weights",
+        "gflops_per_keyframe": "GFLOPs / keyframe",
+        "parameters_m": "weights M",
         "keyframe_fraction": "keyframes / frames",
     },
     "fps": {
