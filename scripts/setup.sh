@@ -1,19 +1,18 @@
-# Sourced by the other scripts: makes the project installed in the active virtual environment, or in .venv beside it.
+# Sourced by the other scripts: installs the project into the active virtual environment, or into .venv beside it.
 # Does nothing twice: a stamp in the environment remembers what was installed.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-cd "$root"
 
 if [ -z "${VIRTUAL_ENV:-}" ]; then
-    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+    [ -x "$root/.venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$root/.venv"
     # shellcheck disable=SC1091
-    . .venv/bin/activate
+    . "$root/.venv/bin/activate"
 fi
 
-wanted="$(cat setup.py constraints.txt | cksum) $root"
+wanted="$(cat "$root/setup.py" "$root/constraints.txt" | cksum) $root"
 stamp="$VIRTUAL_ENV/.fastv2v-installed"
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
-    echo "== installing into $VIRTUAL_ENV"
-    python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+    echo "== installing into $VIRTUAL_ENV (once, some minutes)"
+    python -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[test]"
     echo "$wanted" > "$stamp"
 fi
