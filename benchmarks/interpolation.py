@@ -10,6 +10,7 @@ from __future__ import annotations
 import json as json_format
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -256,4 +257,5 @@ if __name__ == "__main__":
     try:
         tyro.cli(main)
     except FastV2VError as error:
-        raise SystemExit(f"error: {error}") from error
+        print(f"benchmarks.interpolation: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

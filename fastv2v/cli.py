@@ -36,6 +36,7 @@ COMMANDS = {
     "stream": Verb("run a bundle: label maps in, every frame out", "fastv2v.commands.stream:main"),
     "benchmark": Verb("measure cost, speed, quality and interpolation", "fastv2v.commands.benchmark:main"),
     "report": Verb("write the page of a benchmark again", "fastv2v.commands.report:main"),
+    "import-weights": Verb("turn published weights into a network of ours", "fastv2v.commands.import_weights:main"),
 }
 """Every verb, in the order of the line."""
 

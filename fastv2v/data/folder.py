@@ -178,7 +178,7 @@ def open_folder(config: FolderConfig) -> VideoFolder:
         ConfigError: if the number of classes contradicts the class table.
     """
     if not config.root.is_dir():
-        raise DataError(f"{config.root}: there is no such data set folder")
+        raise DataError(f"{config.root}: there is no such data set folder; check the path, or make one: fastv2v world")
     has_test = _find_layout(config, "test") is not None
     if config.phase == "test" and not has_test and not config.test_tail:
         raise DataError(
@@ -353,7 +353,10 @@ def _pair(config: FolderConfig, found: Mapping[str, Mapping[str, Mapping[str, Pa
         stems = sorted({stem for paths in files.values() for stem in paths}, key=_by_number)
         gaps = [gap for modality, paths in files.items() if (gap := _describe_gap(modality, paths, files, stems))]
         if gaps:
-            raise DataError(f"{config.root}: in sequence '{name}' {', and '.join(gaps)}")
+            raise DataError(
+                f"{config.root}: in sequence '{name}' {', and '.join(gaps)}; every frame needs files of the same name "
+                "in all folders: add those or remove the rest"
+            )
         paired.append(Sequence(name, tuple(stems), {m: tuple(p[s] for s in stems) for m, p in files.items()}))
     return tuple(paired)
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-NormKind = Literal["batch", "instance", "none"]
+NormKind = Literal["batch", "instance", "none", "instance_tracked"]
 BlockKind = Literal["residual", "inverted"]
 
 
@@ -16,13 +16,14 @@ def norm_layer(kind: NormKind, channels: int) -> nn.Module:
 
     Args:
         kind: ``batch`` is affine batch norm (folds into the convolution when exported); ``instance`` is instance norm
-            without affine parameters; ``none`` leaves values as they are.
+            without affine parameters; ``instance_tracked`` is the same but keeps running statistics and normalises
+            with them in evaluation mode, as the published vid2vid does; ``none`` leaves values as they are.
         channels: number of channels.
     """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
-    if kind == "instance":
-        return nn.InstanceNorm2d(channels, affine=False, track_running_stats=False)
+    if kind in ("instance", "instance_tracked"):
+        return nn.InstanceNorm2d(channels, affine=False, track_running_stats=kind == "instance_tracked")
     return nn.Identity()
 
 
@@ -105,6 +106,11 @@ def block_stack(kind: BlockKind, channels: int, count: int, *, norm: NormKind) -
     return nn.Sequential(*(ResidualBlock(channels, norm=norm) for _ in range(count)))
 
 
+def path_widths(width: int, depth: int, max_width: int | None = None) -> list[int]:
+    """Channels at each of the ``depth`` + 1 sizes, finest first: doubled each time, at most ``max_width``."""
+    return [min(width * 2**i, max_width or width * 2**i) for i in range(depth + 1)]
+
+
 class DownPath(nn.Sequential):
     """Reflected entry convolution, then ``depth`` 3x3 convolutions that double the width.
 
@@ -116,25 +122,36 @@ class DownPath(nn.Sequential):
             reduced by 2^k keeps k, so that its bottleneck has the teacher's size.
         kernel: of the entry.
         norm: normalisation.
+        max_width: no layer gets more channels than this.
     """
 
     def __init__(
-        self, c_in: int, width: int, depth: int, *, keep_size: int = 0, kernel: int = 7, norm: NormKind
+        self,
+        c_in: int,
+        width: int,
+        depth: int,
+        *,
+        keep_size: int = 0,
+        kernel: int = 7,
+        norm: NormKind,
+        max_width: int | None = None,
     ) -> None:
+        widths = path_widths(width, depth, max_width)
         super().__init__(
             conv_block(c_in, width, kernel, norm=norm, reflect=True),
             *(
-                conv_block(width * 2**i, width * 2 ** (i + 1), 3, stride=1 if i < keep_size else 2, norm=norm)
+                conv_block(widths[i], widths[i + 1], 3, stride=1 if i < keep_size else 2, norm=norm)
                 for i in range(depth)
             ),
         )
 
 
 class UpPath(nn.Sequential):
-    """``depth`` transposed convolutions that double the size and halve the width, down to ``width`` channels."""
+    """``depth`` transposed convolutions that double the size, down to ``width`` channels: ``DownPath`` backwards."""
 
-    def __init__(self, width: int, depth: int, *, norm: NormKind) -> None:
-        super().__init__(*(up_block(width * 2 ** (i + 1), width * 2**i, norm=norm) for i in reversed(range(depth))))
+    def __init__(self, width: int, depth: int, *, norm: NormKind, max_width: int | None = None) -> None:
+        widths = path_widths(width, depth, max_width)
+        super().__init__(*(up_block(widths[i + 1], widths[i], norm=norm) for i in reversed(range(depth))))
 
 
 class Head(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class CompositeConfig:
     """``residual`` (vid2vid) or ``inverted`` (the published student)."""
     input_scale: int = 1
     """1, 2 or 4: conditions and past frames are reduced by this factor at the entry; the output has full size."""
+    input_antialias: bool = False
+    """Whether inputs are smoothed before they are reduced; only for imported weights that expect it."""
     flow_scale: float = 20.0
     """Factor between the flow head and pixels."""
     warp_align_corners: bool = True
@@ -63,6 +65,17 @@ class CompositeConfig:
                 f"input_scale must be 1, 2 or 4 and at most 2^num_downsamples ({2**self.num_downsamples}), "
                 f"got {self.input_scale}"
             )
+
+
+class Features(NamedTuple):
+    """Full-size features in front of the heads; a coarse scale hands them to the next finer one."""
+
+    image: Tensor
+    """(B, width, H, W), what the hallucinated frame is drawn from."""
+    flow: Tensor | None = None
+    """(B, width, H, W), what flow and occlusion are read from; None without a flow branch."""
+    foreground: Tensor | None = None
+    """(B, foreground width, H, W); None without a foreground branch."""
 
 
 class CompositeGenerator(nn.Module):
@@ -163,6 +176,27 @@ class CompositeGenerator(nn.Module):
             ShapeError: if the size does not divide or is too small for the padding, or condition and history do not
                 fit the generator or each other.
         """
+        output, _ = self.parts(condition, history)
+        return output, advance(history, condition, output.frame)
+
+    def forward(self, condition: Tensor, history: History) -> tuple[FrameOutput, History]:
+        """Same as ``step``."""
+        return self.step(condition, history)
+
+    def parts(self, condition: Tensor, history: History, *, mask: Tensor | None = None) -> tuple[FrameOutput, Features]:
+        """Synthesise one frame and give the features it was drawn from; the history stays where it is.
+
+        Args:
+            condition: (B, C, H, W).
+            history: the last N-1 steps.
+            mask: where the foreground is painted, (B, 1, H, W) in [0, 1]; read from the condition by default.
+
+        Returns:
+            The frame with its parts, and the features.
+
+        Raises:
+            ShapeError: as ``step``.
+        """
         self._check(condition, history)
         conditions_BXHW = torch.cat([history.conditions, condition.unsqueeze(1)], dim=1).flatten(1, 2)
         frames_BXHW = history.frames.flatten(1, 2)
@@ -172,46 +206,37 @@ class CompositeGenerator(nn.Module):
         # the frame encoder is switched off there.
         past = self.frame_encoder(frames_BXHW) * history.valid.view(-1, 1, 1, 1)
         bottom = self.condition_encoder(conditions_BXHW) + past
-        hallucinated = torch.tanh(self.image_head(self.image_decoder(bottom)).float())
+        image_feature = self.image_decoder(bottom)
+        features = Features(image_feature)
+        hallucinated = torch.tanh(self.image_head(image_feature).float())
+        output = FrameOutput(hallucinated, hallucinated)
         if self.config.use_flow:
-            output = self._blend(hallucinated, bottom, history)
-        else:
-            output = FrameOutput(hallucinated, hallucinated)
+            flow_feature = self.flow_decoder(bottom)
+            features = features._replace(flow=flow_feature)
+            output = blend_warped(
+                hallucinated,
+                self.motion_head(flow_feature),
+                history,
+                flow_scale=self.config.flow_scale,
+                align_corners=self.config.warp_align_corners,
+            )
         if self.foreground_channels:
-            output = self._paint_foreground(output, condition, conditions_BXHW)
-        return output, advance(history, condition, output.frame)
+            mask = foreground_mask(condition, self.foreground_channels) if mask is None else mask
+            output, foreground_feature = self._paint_foreground(output, mask, conditions_BXHW)
+            features = features._replace(foreground=foreground_feature)
+        return output, features
 
-    def forward(self, condition: Tensor, history: History) -> tuple[FrameOutput, History]:
-        """Same as ``step``."""
-        return self.step(condition, history)
-
-    def _blend(self, hallucinated: Tensor, bottom: Tensor, history: History) -> FrameOutput:
-        """Warp the previous frame and mix it with the hallucinated one."""
-        motion = self.motion_head(self.flow_decoder(bottom)).float()
-        flow = motion[:, :2] * self.config.flow_scale
-        predicted = torch.sigmoid(motion[:, 2:])
-        previous = history.frames[:, -1]
-        warped = warp_backward(previous, flow, align_corners=self.config.warp_align_corners)
-        # Without a previous frame nothing can be warped: the weight becomes 1 and the frame is hallucinated whole.
-        weight = 1 - history.valid.view(-1, 1, 1, 1) * (1 - predicted)
-        frame = weight * hallucinated + (1 - weight) * warped
-        return FrameOutput(frame, hallucinated, warped, flow, weight)
-
-    def _paint_foreground(self, output: FrameOutput, condition: Tensor, stack: Tensor) -> FrameOutput:
-        """Replace the pixels of the foreground classes; they are never warped."""
-        drawn = torch.tanh(self.foreground_head(self.foreground_branch(stack)).float())
-        mask = condition[:, list(self.foreground_channels)].sum(dim=1, keepdim=True).clamp(0, 1)
-        return output._replace(
-            frame=mask * drawn + (1 - mask) * output.frame,
-            hallucinated=mask * drawn + (1 - mask) * output.hallucinated,
-        )
+    def _paint_foreground(self, output: FrameOutput, mask: Tensor, stack: Tensor) -> tuple[FrameOutput, Tensor]:
+        """Draw the foreground from the conditions alone; also give the features it was drawn from."""
+        feature = self.foreground_branch(stack)
+        return paint_over(output, torch.tanh(self.foreground_head(feature).float()), mask), feature
 
     def _reduce(self, x: Tensor) -> Tensor:
-        """Inputs at the resolution the encoders work at (bilinear, without anti-aliasing, as published)."""
+        """Inputs at the resolution the encoders work at (bilinear; as published, without anti-aliasing)."""
         if self.config.input_scale == 1:
             return x
         size = (x.shape[-2] // self.config.input_scale, x.shape[-1] // self.config.input_scale)
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=self.config.input_antialias)
 
     def _check(self, condition: Tensor, history: History) -> None:
         height, width = condition.shape[-2:]
@@ -223,15 +248,74 @@ class CompositeGenerator(nn.Module):
         least = max(2 * self.size_multiple, self.config.input_scale * (self.config.edge_kernel // 2 + 1))
         if min(height, width) < least:
             raise ShapeError(f"frames of {height}x{width} are too small: this generator needs at least {least}x{least}")
-        batch, past = condition.shape[0], self.history_length
-        got = [tuple(x.shape) for x in (condition, *history)]
-        if got != [
-            (batch, self.condition_channels, height, width),
-            (batch, past, self.condition_channels, height, width),
-            (batch, past, 3, height, width),
-            (batch,),
-        ]:
-            raise ShapeError(
-                f"generator wants conditions of {self.condition_channels} channels and a history of {past}, got "
-                f"condition {got[0]} and history of conditions {got[1]}, frames {got[2]} and valid {got[3]}"
-            )
+        check_step_inputs(condition, history, self.condition_channels, self.history_length)
+
+
+def check_step_inputs(condition: Tensor, history: History, channels: int, past: int) -> None:
+    """Refuse a condition and a history that do not fit a generator or each other.
+
+    Args:
+        condition: should be (B, C, H, W).
+        history: should hold the last N-1 steps of that size.
+        channels: C of the generator.
+        past: N-1 of the generator.
+
+    Raises:
+        ShapeError: if they do not.
+    """
+    batch, (height, width) = condition.shape[0], condition.shape[-2:]
+    got = [tuple(x.shape) for x in (condition, *history)]
+    if got != [
+        (batch, channels, height, width),
+        (batch, past, channels, height, width),
+        (batch, past, 3, height, width),
+        (batch,),
+    ]:
+        raise ShapeError(
+            f"generator wants conditions of {channels} channels and a history of {past}, got "
+            f"condition {got[0]} and history of conditions {got[1]}, frames {got[2]} and valid {got[3]}"
+        )
+
+
+def blend_warped(
+    hallucinated: Tensor, motion: Tensor, history: History, *, flow_scale: float, align_corners: bool
+) -> FrameOutput:
+    """Warp the previous frame and mix it with the hallucinated one.
+
+    Args:
+        hallucinated: (B, 3, H, W) in [-1, 1].
+        motion: outputs of the motion head, (B, 3, H, W): flow x, flow y, occlusion before its sigmoid.
+        history: its latest frame is warped, and only where it is valid.
+        flow_scale: factor between the motion head and pixels.
+        align_corners: grid convention of the warp.
+
+    Returns:
+        All parts of the frame.
+    """
+    motion = motion.float()
+    flow = motion[:, :2] * flow_scale
+    predicted = torch.sigmoid(motion[:, 2:])
+    warped = warp_backward(history.frames[:, -1], flow, align_corners=align_corners)
+    # Without a previous frame nothing can be warped: the weight becomes 1 and the frame is hallucinated whole.
+    weight = 1 - history.valid.view(-1, 1, 1, 1) * (1 - predicted)
+    frame = weight * hallucinated + (1 - weight) * warped
+    return FrameOutput(frame, hallucinated, warped, flow, weight)
+
+
+def foreground_mask(condition: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """Where the foreground classes are, (B, 1, H, W) in [0, 1]: soft where the condition was averaged to be smaller."""
+    return condition[:, list(channels)].sum(dim=1, keepdim=True).clamp(0, 1)
+
+
+def paint_over(output: FrameOutput, drawn: Tensor, mask: Tensor) -> FrameOutput:
+    """Replace the pixels of the foreground classes, which are never warped.
+
+    Args:
+        output: what was made so far.
+        drawn: the foreground, (B, 3, H, W) in [-1, 1].
+        mask: where it shows, (B, 1, H, W) in [0, 1].
+    """
+    return output._replace(
+        frame=mask * drawn + (1 - mask) * output.frame,
+        hallucinated=mask * drawn + (1 - mask) * output.hallucinated,
+    )
