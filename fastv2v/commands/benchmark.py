@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +26,7 @@ from export.runtime import ConditionMap, DeliveredFrame, Stream, open_bundle
 from fastv2v.architecture import Trained, load_trained
 from fastv2v.commands.arguments import parse
 from fastv2v.commands.parts import check_condition
-from fastv2v.commands.report import COLUMNS, write_page
+from fastv2v.commands.report import COLUMNS, PAGE, SOURCES, write_page
 from fastv2v.commands.synthesize import data_of, synthesise
 from fastv2v.data.classes import colourise
 from fastv2v.data.clip import Clip
@@ -34,10 +37,12 @@ from fastv2v.errors import ConfigError
 from fastv2v.metrics.floors import MeanColourFloor
 from fastv2v.recipe import UNSET_ROOT
 from fastv2v.render import start_history
-from fastv2v.run import write_json
+from fastv2v.run import write_bytes, write_json
 from fastv2v.score import to_uint8
 from fastv2v.video import write_video
 from interpolate.keyframes import KeyframeConfig
+
+_LOG = logging.getLogger(__name__)
 
 Suite = Literal["cost", "fps", "quality", "interpolation"]
 TEACHER, DELIVERED = "teacher", "delivered stream"
@@ -54,7 +59,8 @@ class Benchmark:
     data: Path
     """Data set folder; its held-out part is used."""
     out: Path
-    """Folder for results, videos and the page; earlier results there are replaced."""
+    """Folder for results, videos and the page. An earlier benchmark there is replaced as a whole, once this one is
+    complete; any other folder that is not empty is refused."""
     suites: tuple[Suite, ...] = ("cost", "fps", "quality", "interpolation")
     """What is measured."""
     runs: tuple[Path, ...] = ()
@@ -68,11 +74,13 @@ class Benchmark:
     engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
     """Engine of the bundle."""
     threads: int | None = None
-    """CPU threads; all by default."""
+    """CPU threads of teacher, engine, OpenCV and ffmpeg alike; all by default."""
     vmaf: bool = True
     """Also run VMAF."""
     device: DeviceConfig = field(default_factory=DeviceConfig)
     """Where and in what precision the teacher runs."""
+    json: Path | None = None
+    """Also write the last line of the output, the JSON object, to this file."""
 
     def __post_init__(self) -> None:
         if self.max_frames < 3 or self.repeats < 1:
@@ -91,29 +99,23 @@ class _Bench:
     stream: Stream
     folder: VideoFolder
     clips: list[Clip]
+    threads: int
+    out: Path
 
-    @property
-    def threads(self) -> int:
-        return self.args.threads or torch.get_num_threads()
-
-    def conditions(self, clip: Clip) -> list[ConditionMap]:
-        """Conditions of a clip as a deployment gets them."""
-        count = clip.num_frames
-        if clip.maps is not None:
-            return [ConditionMap(maps=clip.maps[0, t].numpy()) for t in range(count)]
-        assert clip.labels is not None  # a clip has maps or labels
-        instances = clip.instances
-        return [
-            ConditionMap(
-                labels=clip.labels[0, t].numpy(), instances=None if instances is None else instances[0, t].numpy()
-            )
-            for t in range(count)
-        ]
-
-    def deliver(self, clip: Clip) -> Iterator[DeliveredFrame]:
+    def deliver(self, conditions: Sequence[ConditionMap], first: NDArray[np.uint8]) -> Iterator[DeliveredFrame]:
         """All frames of a clip from its first real frame, through the stream."""
-        self.stream.restart(pictures(clip)[0])
-        yield from self.stream.frames(self.conditions(clip))
+        self.stream.restart(first)
+        yield from self.stream.frames(conditions)
+
+
+def condition_maps(clip: Clip) -> list[ConditionMap]:
+    """Conditions of a clip as a deployment gets them."""
+    count = clip.num_frames
+    if clip.maps is not None:
+        return [ConditionMap(maps=clip.maps[0, t].numpy()) for t in range(count)]
+    assert clip.labels is not None  # a clip has maps or labels
+    labels, instances = clip.labels[0].numpy(), None if clip.instances is None else clip.instances[0].numpy()
+    return [ConditionMap(labels=labels[t], instances=None if instances is None else instances[t]) for t in range(count)]
 
 
 def pictures(clip: Clip) -> list[NDArray[np.uint8]]:
@@ -122,18 +124,44 @@ def pictures(clip: Clip) -> list[NDArray[np.uint8]]:
 
 
 def run_benchmark(args: Benchmark) -> dict[str, Any]:
-    """Run the suites, write results, videos and page; returns all rows by suite."""
+    """Run the suites, write results, videos and page; returns all rows by suite.
+
+    Raises:
+        ConfigError: if the output folder holds something else than an earlier benchmark.
+    """
+    if args.out.exists() and not (args.out / SOURCES).is_file() and any(args.out.iterdir()):
+        raise ConfigError(f"{args.out} is not empty and holds no earlier benchmark; name another folder with --out")
+    threads = args.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
+    try:
+        rows = _run_suites(args, threads, staging)
+        write_page(staging, shown_as=args.out)
+        staging.chmod(0o755)
+        if args.out.exists():
+            shutil.rmtree(args.out)
+        staging.rename(args.out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return rows
+
+
+def _run_suites(args: Benchmark, threads: int, out: Path) -> dict[str, Any]:
+    """Run the suites into a fresh folder."""
     device = open_device(args.device)
     teacher = load_trained(args.teacher)
     teacher.generator.to(device.device)
-    stream = open_bundle(args.bundle, engine=args.engine, threads=args.threads)
+    stream = open_bundle(args.bundle, engine=args.engine, threads=threads)
     spec, size = stream.manifest.condition, stream.manifest.size
     folder = open_folder(data_of(spec, size, args.folder, args.data))
     check_condition(teacher.architecture, folder, str(args.teacher))
     clips = [read_sequence(folder, i, 0, min(args.max_frames, count)) for i, count in enumerate(folder.lengths)]
-    bench = _Bench(args, device, teacher, stream, folder, clips)
+    bench = _Bench(args, device, teacher, stream, folder, clips, threads, out)
     measures = {"cost": _cost, "fps": _fps, "quality": _quality, "interpolation": _interpolation}
-    args.out.mkdir(parents=True, exist_ok=True)
+    command = {"engine": args.engine, "threads": threads, "repeats": args.repeats, "max_frames": args.max_frames}
+    write_json(out / SOURCES, {"runs": [str(run) for run in args.runs], "suites": list(args.suites), **command})
     rows: dict[str, Any] = {}
     settings = {
         "teacher": str(teacher.checkpoint),
@@ -145,27 +173,34 @@ def run_benchmark(args: Benchmark) -> dict[str, Any]:
         "teacher_precision": str(device.dtype).removeprefix("torch."),
     }
     for suite in args.suites:
-        rows[suite] = measures[suite](bench)
+        if not (found := measures[suite](bench)):
+            _LOG.warning("%s: nothing to measure on these clips at this gap; left out", suite)
+            continue
+        rows[suite] = found
         result = BenchmarkResult(
             suite=suite,
             rows=tuple(rows[suite]),
             device=str(device.device.type),
-            threads=bench.threads,
+            threads=threads,
             precision=stream.engine_name.split()[-1],
             repeats=args.repeats,
             settings=settings,
         )
-        write_result(args.out / f"{suite}.json", result)
+        write_result(out / f"{suite}.json", result)
     stream.close()
-    write_json(args.out / "sources.json", {"runs": [str(run) for run in args.runs]})
     return rows
 
 
 def _cost(bench: _Bench) -> list[dict[str, Any]]:
     """MACs and weights of teacher and student."""
     spec, size = bench.stream.manifest.condition, bench.stream.manifest.size
-    total = sum(clip.num_frames for clip in bench.clips)
-    keyframes = sum(sum(item.is_keyframe for item in bench.deliver(clip)) for clip in bench.clips)
+    # The given first frame of each clip is neither synthesised nor delivered by the student.
+    total, keyframes = 0, 0
+    for clip in bench.clips:
+        for _ in bench.deliver(condition_maps(clip), pictures(clip)[0]):
+            pass
+        total += clip.num_frames - 1
+        keyframes += bench.stream.stats.keyframes
     student = bench.stream.manifest.cost
     teacher = step_cost(bench.teacher.generator, spec.channels, size)
     rows = [teacher.row(TEACHER)]
@@ -201,17 +236,18 @@ def _fps(bench: _Bench) -> list[dict[str, Any]]:
     def teacher_stream() -> Iterator[Any]:
         return synthesise(generator, spec, clip, 1, device)
 
+    given, first = condition_maps(clip), pictures(clip)[0]
     warm, repeats = 3, max(10, 4 * bench.args.repeats)
     steps = {
         TEACHER: measure_step(teacher_step, warmup=warm, repeats=repeats),
-        DELIVERED: measure_step(bench.stream.time_step(bench.conditions(clip)[0]), warmup=warm, repeats=repeats),
+        DELIVERED: measure_step(bench.stream.time_step(given[0]), warmup=warm, repeats=repeats),
     }
     streams = compare_streams(
-        {TEACHER: teacher_stream, DELIVERED: lambda: bench.deliver(clip)}, clip.num_frames, bench.args.repeats
+        {TEACHER: teacher_stream, DELIVERED: lambda: bench.deliver(given, first)}, clip.num_frames, bench.args.repeats
     )
     rows = []
     for name in (TEACHER, DELIVERED):
-        precision = str(device.dtype).removeprefix("torch.") if name == TEACHER else bench.stream.engine_name
+        precision = str(device.dtype).replace(".", " ") if name == TEACHER else bench.stream.engine_name
         rows.append(
             {
                 "name": name,
@@ -241,7 +277,8 @@ def _quality(bench: _Bench) -> list[dict[str, Any]]:
                 desc=f"teacher {sequence.name}",
             )
         )
-        delivered = list(tqdm(bench.deliver(clip), total=clip.num_frames, desc=f"stream {sequence.name}"))
+        stream = bench.deliver(condition_maps(clip), real[0])
+        delivered = list(tqdm(stream, total=clip.num_frames, desc=f"stream {sequence.name}"))
         made = [item.frame for item in delivered]
         mask = [item.is_keyframe for item in delivered]
         labels = None if clip.labels is None else list(clip.labels[0, 1:].numpy())
@@ -280,7 +317,7 @@ def _write_videos(
 ) -> None:
     """Save what the page shows: condition, real, teacher, delivered, and which frames are keyframes."""
     fps = bench.stream.manifest.fps
-    folder = bench.args.out / "videos" / name
+    folder = bench.out / "videos" / name
     folder.mkdir(parents=True, exist_ok=True)
     if clip.labels is not None:
         videos = {"condition": [colourise(x.numpy(), bench.folder.palette) for x in clip.labels[0]], **videos}
@@ -302,13 +339,15 @@ def _interpolation(bench: _Bench) -> list[dict[str, Any]]:
 
 def measure_and_show(args: Benchmark) -> Path:
     """Run the suites, print their tables and one JSON object as the last line; returns the page."""
-    cv2.setNumThreads(args.threads or torch.get_num_threads())
     rows = run_benchmark(args)
     for suite, of in rows.items():
         print(f"\n{suite}\n{format_table(of, COLUMNS[suite])}")
-    page = write_page(args.out)
-    print(f"\npage: {page}")
-    print(json.dumps({"out": str(args.out), "page": str(page), "suites": rows}, default=float))
+    page = args.out / PAGE
+    line = json.dumps({"out": str(args.out), "page": str(page), "suites": rows}, default=float)
+    if args.json is not None:
+        write_bytes(args.json, f"{line}\n".encode())
+    print(f"\nopen {page} in a browser; the videos lie in {args.out / 'videos'}")
+    print(line)
     return page
 
 

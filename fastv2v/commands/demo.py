@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastv2v.commands.arguments import parse
-from fastv2v.errors import ConfigError
+from fastv2v.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,15 @@ class Demo:
     minutes: float | None = None
     """Training time of all three stages together; 5.5 on the procedural world, 16 on a data set."""
     gap: int = 4
-    """Distance between two keyframes of the delivered stream."""
+    """Distance between two keyframes of the delivered stream, 1 to 12; the student is trained for it."""
     seed: int = 0
     """Root of all randomness."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and self.minutes <= 0:
             raise ConfigError(f"minutes must be positive, got {self.minutes}")
+        if not 1 <= self.gap <= 12:
+            raise ConfigError(f"gap must lie in 1 to 12, got {self.gap}")
 
 
 SHARES = {"teacher": 0.55, "spatial": 0.2, "temporal": 0.25}
@@ -57,6 +59,13 @@ def run_demo(args: Demo) -> Path:
 
     longest = max(open_folder(teachers.demo().data.at(data, "train")).lengths)
 
+    shortest = 2 * args.gap + 1
+    if longest < shortest:
+        raise DataError(
+            f"{data}: the longest training sequence has {longest} frames; keyframes {args.gap} frames apart need at "
+            f"least {shortest}: add a longer sequence or give a smaller --gap"
+        )
+
     def shortened(recipe: Any) -> Any:
         """The recipe with clips that fit into the longest sequence."""
         sampling = recipe.data.sampling
@@ -78,7 +87,11 @@ def run_demo(args: Demo) -> Path:
     temporal = replace(
         temporal,
         train=timed(temporal.train, "temporal"),
-        task=replace(temporal.task, deployed_gap=args.gap),
+        task=replace(
+            temporal.task,
+            deployed_gap=args.gap,
+            gap=replace(temporal.task.gap, smallest=max(1, args.gap - 1), largest=args.gap),
+        ),
     )
     train.train_temporal(
         train.TrainTemporal(
@@ -106,6 +119,5 @@ def _say(stage: str) -> None:
 
 def main(argv: list[str]) -> int:
     """``fastv2v demo [--data DIR]``."""
-    page = run_demo(parse(Demo, "fastv2v demo", argv))
-    print(f"\nopen {page} in a browser; the videos lie beside it")
+    run_demo(parse(Demo, "fastv2v demo", argv))
     return 0

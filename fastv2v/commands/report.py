@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,11 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 """Columns of each suite's table, on the screen and on the page."""
 
+PAGE = "report.html"
+"""Name of the page in a benchmark's folder."""
+SOURCES = "sources.json"
+"""Name of the file that says what a benchmark was asked; it marks the folder as one."""
+
 _TITLES = {
     "quality": "Quality on held-out frames",
     "cost": "Arithmetic",
@@ -94,8 +100,12 @@ class ReportArgs:
     """Folder that ``fastv2v benchmark`` wrote."""
 
 
-def write_page(out: Path) -> Path:
-    """Write ``report.html`` from the results in a benchmark's folder.
+def write_page(out: Path, *, shown_as: Path | None = None) -> Path:
+    """Write the page from the results in a benchmark's folder.
+
+    Args:
+        out: the folder.
+        shown_as: its name in the command that repeats the figures, where it will be moved.
 
     Raises:
         DataError: if the folder holds no results.
@@ -103,7 +113,10 @@ def write_page(out: Path) -> Path:
     results = {suite: load_result(out / f"{suite}.json") for suite in _TITLES if (out / f"{suite}.json").exists()}
     if not results:
         raise DataError(f"{out} holds no benchmark results; run fastv2v benchmark --out {out} first")
-    runs = [Path(run) for run in json.loads((out / "sources.json").read_text())["runs"]]
+    if not (out / SOURCES).is_file():
+        raise DataError(f"{out} has results but no {SOURCES}; run fastv2v benchmark --out {out} again")
+    sources = json.loads((out / SOURCES).read_text())
+    runs = [Path(run) for run in sources["runs"]]
     first = next(iter(results.values()))
     report = Report(
         title="fastv2v: teacher and deployed student",
@@ -122,9 +135,9 @@ def write_page(out: Path) -> Path:
         videos=_videos(out / "videos"),
         pictures=_pictures(runs),
         charts=[_chart(run) for run in runs if read_metrics(run)],
-        repeats=_repeats(first.settings, out),
+        repeats=_repeats(first.settings, sources, shown_as or out),
     )
-    path = out / "report.html"
+    path = out / PAGE
     write_report(path, report)
     return path
 
@@ -204,13 +217,13 @@ def _chart(run: Path) -> Chart:
     return Chart(title=f"{run.name}: losses and held-out PSNR", curves=curves, log_scale=True)
 
 
-def _repeats(settings: Mapping[str, Any], out: Path) -> list[RepeatStep]:
+def _repeats(settings: Mapping[str, Any], sources: Mapping[str, Any], out: Path) -> list[RepeatStep]:
     """What to type for the figures."""
-    command = (
-        f"fastv2v benchmark --teacher {settings['teacher']} --bundle {settings['bundle']} "
-        f"--data {settings['data']} --out {out}"
-    )
-    return [RepeatStep(figure="all tables and videos", command=command)]
+    words = ["fastv2v", "benchmark", "--teacher", settings["teacher"], "--bundle", settings["bundle"]]
+    words += ["--data", settings["data"], "--out", str(out), "--engine", sources["engine"]]
+    words += ["--threads", str(sources["threads"]), "--repeats", str(sources["repeats"])]
+    words += ["--max-frames", str(sources["max_frames"]), "--suites", *sources["suites"], "--runs", *sources["runs"]]
+    return [RepeatStep(figure="all tables and videos", command=shlex.join(words))]
 
 
 def main(argv: list[str]) -> int:
