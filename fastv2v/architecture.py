@@ -10,8 +10,13 @@ from typing import Any, Literal
 from fastv2v.checkpoint import find_checkpoint, load_weights, read_state, weights_file
 from fastv2v.config import from_dict, to_dict
 from fastv2v.data.conditions import ConditionSpec
+from fastv2v.data.folder import FolderConfig
 from fastv2v.errors import CheckpointError, ConfigError
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
+from fastv2v.recipe import UNSET_ROOT
+
+Stage = Literal["teacher", "spatial", "temporal"]
+"""Training stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +33,15 @@ class Architecture:
     """Display colour of each label class."""
     size: tuple[int, int]
     """(height, width) it was trained at."""
-    stage: Literal["teacher", "spatial", "temporal"] = "teacher"
+    stage: Stage = "teacher"
     """The training stage its weights come from."""
-    objective: dict[str, Any]
-    """The objective's config: shapes of the discriminators saved beside it."""
+    folder: FolderConfig
+    """How its training data were read, and what was held out of them: whoever reads data for it does the same. Where
+    they lay is left out."""
+
+    def __post_init__(self) -> None:
+        if self.folder.phase != "train" or self.folder.root != UNSET_ROOT:
+            raise ConfigError("the folder of an architecture names no root and the phase 'train'")
 
     def build(self) -> CompositeGenerator:
         """The generator with fresh weights.

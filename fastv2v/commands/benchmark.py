@@ -30,12 +30,11 @@ from fastv2v.commands.report import COLUMNS, PAGE, SOURCES, write_page
 from fastv2v.commands.synthesize import data_of, synthesise
 from fastv2v.data.classes import colourise
 from fastv2v.data.clip import Clip
-from fastv2v.data.folder import FolderConfig, VideoFolder, open_folder
+from fastv2v.data.folder import VideoFolder, open_folder
 from fastv2v.data.loader import read_sequence
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.metrics.floors import MeanColourFloor
-from fastv2v.recipe import UNSET_ROOT
 from fastv2v.render import start_history
 from fastv2v.run import write_bytes, write_json
 from fastv2v.score import to_uint8
@@ -65,8 +64,6 @@ class Benchmark:
     """What is measured."""
     runs: tuple[Path, ...] = ()
     """Training runs whose curves the page shows."""
-    folder: FolderConfig = field(default_factory=lambda: FolderConfig(root=UNSET_ROOT, phase="test", test_tail=16))
-    """Which part of the data set is held out; size and classes follow the bundle."""
     max_frames: int = 64
     """Frames of each held-out sequence."""
     repeats: int = 5
@@ -154,8 +151,8 @@ def _run_suites(args: Benchmark, threads: int, out: Path) -> dict[str, Any]:
     teacher = load_trained(args.teacher)
     teacher.generator.to(device.device)
     stream = open_bundle(args.bundle, engine=args.engine, threads=threads)
-    spec, size = stream.manifest.condition, stream.manifest.size
-    folder = open_folder(data_of(spec, size, args.folder, args.data))
+    size = stream.manifest.size
+    folder = open_folder(data_of(teacher.architecture, args.data, "test"))
     check_condition(teacher.architecture, folder, str(args.teacher))
     clips = [read_sequence(folder, i, 0, min(args.max_frames, count)) for i, count in enumerate(folder.lengths)]
     bench = _Bench(args, device, teacher, stream, folder, clips, threads, out)

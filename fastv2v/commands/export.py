@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,19 +12,18 @@ import torch
 
 from benchmarks.cost import step_cost
 from export.build import BundleDetails, build_bundle
-from export.bundle import Cost, Manifest
+from export.bundle import MANIFEST, Cost, Manifest
 from export.choose import EngineGuard
 from fastv2v import __version__
 from fastv2v.architecture import load_trained
 from fastv2v.commands.arguments import parse
-from fastv2v.commands.parts import check_condition
-from fastv2v.commands.synthesize import data_of
-from fastv2v.data.folder import FolderConfig, open_folder
-from fastv2v.data.loader import read_sequence
-from fastv2v.environment import describe_commit
-from fastv2v.errors import ConfigError
+from fastv2v.commands.parts import check_condition, data_of
+from fastv2v.data.clip import Clip
+from fastv2v.data.folder import FrameReader, VideoFolder, open_folder
+from fastv2v.data.loader import read_clip
+from fastv2v.data.transforms import draw_geometry
+from fastv2v.errors import BundleError, CheckpointError, ConfigError, DataError
 from fastv2v.ops.labels import encode_clip
-from fastv2v.recipe import UNSET_ROOT
 from interpolate.keyframes import KeyframeConfig
 from interpolate.motion import MotionConfig
 
@@ -37,15 +37,14 @@ class Export:
     run: Path
     """Run or checkpoint of the student."""
     data: Path
-    """Data set folder, for the clip that graph and engines are compared over."""
+    """Data set folder; graph and engines are compared over keyframes of its training part, so that no held-out frame
+    takes part in a choice."""
     out: Path
     """Bundle to write; its name ends in .v2v."""
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
     """Which frames the stream synthesises."""
     motion: MotionConfig = field(default_factory=MotionConfig)
     """How it fills the others."""
-    folder: FolderConfig = field(default_factory=lambda: FolderConfig(root=UNSET_ROOT, phase="test", test_tail=16))
-    """Which part of the data set is used; size and classes follow the run."""
     guard: EngineGuard = field(default_factory=EngineGuard)
     """How much quality a faster engine may cost."""
     measure: bool = True
@@ -59,27 +58,39 @@ class Export:
     threads: int | None = None
     """CPU threads for the measurement; all by default."""
     frames: int = 16
-    """Frames of the comparison clip."""
+    """Keyframes of the comparison at most, spaced by the largest keyframe gap."""
     overwrite: bool = False
     """Replace a bundle of this name."""
 
+    def __post_init__(self) -> None:
+        if self.frames < 2:
+            raise ConfigError(f"a comparison needs at least 2 keyframes, got frames {self.frames}")
+
 
 def export_bundle(args: Export) -> Manifest:
-    """Write the bundle as told."""
+    """Write the bundle as told.
+
+    Raises:
+        BundleError: if something of its name exists that may not be replaced, or the graph strays from torch.
+        DataError: if no training sequence is long enough for two keyframes.
+    """
     if args.out.suffix != ".v2v":
         raise ConfigError(f"{args.out}: a bundle's name ends in .v2v")
+    if os.path.lexists(args.out):
+        if not args.overwrite:
+            raise BundleError(f"{args.out} exists already; choose another name or pass --overwrite")
+        if args.out.is_symlink() or not (args.out / MANIFEST).is_file():
+            raise BundleError(f"{args.out} is not a bundle and is not replaced; move it away or choose another name")
     trained = load_trained(args.run)
-    spec, size = trained.architecture.condition, trained.architecture.size
-    folder = open_folder(data_of(spec, size, args.folder, args.data))
+    spec = trained.architecture.condition
+    folder = open_folder(data_of(trained.architecture, args.data, "train"))
     check_condition(trained.architecture, folder, str(args.run))
-    longest = max(range(len(folder.sequences)), key=folder.lengths.__getitem__)
-    clip = read_sequence(folder, longest, 0, min(args.frames, folder.lengths[longest]))
-    fraction = 1 / args.keyframes.gap
-    cost = step_cost(trained.generator, spec.channels, size, keyframe_fraction=fraction)
+    clip = keyframe_clip(folder, args.keyframes.gap, args.frames)
+    cost = step_cost(trained.generator, spec.channels, clip.size, keyframe_fraction=1 / args.keyframes.gap)
     details = BundleDetails(
         task=args.task,
         condition=spec,
-        size=size,
+        size=clip.size,
         keyframes=asdict(args.keyframes),
         interpolation={"method": "dis", **asdict(args.motion)},
         fps=args.fps,
@@ -90,9 +101,10 @@ def export_bundle(args: Export) -> Manifest:
             parameters=cost.keyframe.parameters,
         ),
         palette=trained.architecture.palette or None,
-        training_commit=describe_commit(),
+        training_commit=training_commit(trained.checkpoint),
         created_by=f"fastv2v {__version__}",
     )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         conditions = encode_clip(spec, clip)[0]
     return build_bundle(
@@ -107,6 +119,40 @@ def export_bundle(args: Export) -> Manifest:
         threads=args.threads,
         overwrite=args.overwrite,
     )
+
+
+def keyframe_clip(folder: VideoFolder, gap: int, most: int) -> Clip:
+    """Keyframes 0, gap, 2 gap, ... of the longest sequence, at most ``most`` of them.
+
+    Raises:
+        DataError: if it is too short for two.
+    """
+    longest = max(range(len(folder.sequences)), key=folder.lengths.__getitem__)
+    indices = range(0, folder.lengths[longest], gap)[:most]
+    if len(indices) < 2:
+        raise DataError(
+            f"{folder.root}: the longest training sequence has {folder.lengths[longest]} frames; keyframes {gap} "
+            f"frames apart need at least {gap + 1}: give a longer sequence or a smaller --keyframes.gap"
+        )
+    reader = FrameReader(folder, cache_mb=0)
+    geometry = draw_geometry(folder.config.geometry, reader.image_size(longest), None, "test")
+    return read_clip(folder, longest, indices, geometry, reader=reader)
+
+
+def training_commit(checkpoint: Path) -> str | None:
+    """The commit that the checkpoint's run noted; None where it lies in no run or none was known.
+
+    Raises:
+        CheckpointError: if the run's note is damaged.
+    """
+    noted = checkpoint.parent.parent / "environment.json"
+    if not noted.is_file():
+        return None
+    try:
+        commit = json.loads(noted.read_text(encoding="utf-8")).get("commit")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{noted}: is no JSON object; restore it, or remove it to export without") from error
+    return None if commit is None else str(commit)
 
 
 def main(argv: list[str]) -> int:

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from torch import nn
 
-from fastv2v.architecture import Architecture
+from fastv2v.architecture import Architecture, Stage, Trained
 from fastv2v.checkpoint import load_weights, weights_file
 from fastv2v.data.clip import Clip
-from fastv2v.data.folder import FolderConfig, VideoFolder, open_folder
+from fastv2v.data.folder import MODALITIES, FolderConfig, Phase, VideoFolder, open_folder
 from fastv2v.data.loader import ClipLoader, read_sequence
+from fastv2v.data.transforms import GeometryConfig, Size
 from fastv2v.device import Device
-from fastv2v.errors import ConfigError, DataError
+from fastv2v.errors import ConfigError
 from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
 from fastv2v.losses.perceptual import PerceptualLoss
+from fastv2v.nn.composite import CompositeGenerator
 from fastv2v.ops.flow import DISFlow
 from fastv2v.recipe import DataRecipe, HelperRecipe
 
@@ -63,21 +65,71 @@ def open_train(recipe: DataRecipe, root: Path, device: Device, seed: int) -> tup
 
 def open_test(folder: FolderConfig) -> VideoFolder:
     """The held-out part of a data set."""
-    geometry = folder.geometry
-    if geometry.is_random:
-        # Random scales have no place in a test: take the largest, without the crop.
-        geometry = replace(geometry, mode="scaleHeight" if "Height" in geometry.mode else "scaleWidth")
-    return open_folder(replace(folder, phase="test", geometry=geometry))
+    return open_folder(replace(folder, phase="test", geometry=_test_geometry(folder.geometry)))
+
+
+def _test_geometry(geometry: GeometryConfig) -> GeometryConfig:
+    """The geometry without chance: of random scales the largest, uncropped; other crops lie in the middle anyway."""
+    if not geometry.is_random:
+        return geometry
+    return replace(geometry, mode="scaleHeight" if "Height" in geometry.mode else "scaleWidth")
+
+
+def has_test_part(folder: FolderConfig) -> bool:
+    """Whether the data set has folders for the phase ``test``, in either layout."""
+    places = [MODALITIES[modality] for modality in folder.modalities[:2]]
+    names = {name for place in places for name in (f"test_{place.suffix}", f"{place.folder}/test")}
+    return any((folder.root / name).is_dir() for name in names)
+
+
+def data_of(architecture: Architecture, root: Path, phase: Phase, test_tail: int | None = None) -> FolderConfig:
+    """A data set as the run of this architecture read its own, without chance, and split as the run split it.
+
+    Args:
+        architecture: of the run.
+        root: the data set; the one the run was trained on or another of the same classes.
+        phase: ``train`` for what such a run learns from, ``test`` for what it never sees.
+        test_tail: fewer held-out frames than the run's own, counted from the end of each sequence.
+
+    Raises:
+        ConfigError: if nothing is held out, or ``test_tail`` reaches into frames that were trained on.
+    """
+    trained, spec = architecture.folder, architecture.condition
+    config = replace(
+        trained,
+        root=root,
+        phase=phase,
+        # A number that was counted stays, whatever ids occur here.
+        num_classes=spec.num_classes if spec.kind == "labels" else None,
+        geometry=_test_geometry(trained.geometry),
+    )
+    has_test = has_test_part(config)
+    if phase == "test" and root.is_dir() and not has_test and not trained.test_tail:
+        raise ConfigError(
+            f"{root} has no held-out part: it has no test folders and the run was trained on every frame (test_tail 0)"
+            "; train with --recipe.data.folder.test-tail N or give another data set"
+        )
+    if test_tail is None:
+        return config
+    if phase == "train" or has_test:
+        raise ConfigError(
+            "test_tail belongs to the phase 'test' of a data set without test folders; leave it out for "
+            + (f"{root}, which has them" if has_test else "the phase 'train'")
+        )
+    if not 1 <= test_tail <= trained.test_tail:
+        raise ConfigError(
+            f"test_tail must lie in 1 to {trained.test_tail}, the frames that the run held out of each sequence, "
+            f"got {test_tail}"
+        )
+    return replace(config, test_tail=test_tail)
 
 
 def held_out_clips(recipe: DataRecipe, root: Path, device: Device, limit: int = 4) -> Sequence[Clip]:
     """The beginnings of the first held-out sequences, on the device; empty where nothing is held out."""
-    try:
-        folder = open_test(recipe.at(root, "train"))
-    except DataError as error:
-        if "nothing to test on" in str(error):
-            return ()
-        raise
+    config = recipe.at(root, "train")
+    if not config.test_tail and not has_test_part(config):
+        return ()
+    folder = open_test(config)
     return [
         read_sequence(folder, i, 0, min(recipe.eval_frames, len(sequence))).to(device.device)
         for i, sequence in enumerate(folder.sequences[:limit])
@@ -95,6 +147,43 @@ def check_condition(architecture: Architecture, folder: VideoFolder, what: str) 
             f"{what} was trained on another condition ({_describe(architecture.condition.class_names)}) than "
             f"{folder.root} has ({_describe(folder.spec.class_names)}); use the data set it was trained on"
         )
+
+
+def check_stage(trained: Trained, accepted: Sequence[Stage], role: str, remedy: str) -> None:
+    """Refuse a network of another training stage.
+
+    Raises:
+        ConfigError: naming its stage, the role it should play and what to give.
+    """
+    stage = trained.architecture.stage
+    if stage not in accepted:
+        kind = "a teacher" if stage == "teacher" else f"a student of the {stage} stage"
+        raise ConfigError(f"{trained.checkpoint} holds {kind} and cannot be {role}; give {remedy}")
+
+
+def check_size(generator: CompositeGenerator, size: Size, what: str) -> None:
+    """Refuse frames that a generator cannot take apart evenly.
+
+    Raises:
+        ConfigError: naming size and divisor.
+    """
+    height, width = size
+    if height % generator.size_multiple or width % generator.size_multiple:
+        raise ConfigError(
+            f"frames of {height}x{width} do not suit {what}: height and width must be multiples of "
+            f"{generator.size_multiple}; change --recipe.data.folder.geometry"
+        )
+
+
+def check_held_out(clips: Sequence[Clip], least: int, remedy: str) -> None:
+    """Refuse held-out clips that are too short to be scored.
+
+    Raises:
+        ConfigError: naming the shortest and what is needed.
+    """
+    shortest = min((clip.num_frames for clip in clips), default=least)
+    if shortest < least:
+        raise ConfigError(f"a held-out clip has {shortest} frames and scoring needs at least {least}; {remedy}")
 
 
 def _describe(names: tuple[str, ...]) -> str:

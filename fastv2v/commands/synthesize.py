@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,20 +15,20 @@ from tqdm import tqdm
 
 from fastv2v.architecture import load_trained
 from fastv2v.commands.arguments import parse
-from fastv2v.commands.parts import check_condition
+from fastv2v.commands.parts import check_condition, data_of
 from fastv2v.contracts import StepModel
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.data.folder import FolderConfig, open_folder
+from fastv2v.data.folder import Phase, Sequence, VideoFolder, open_folder
 from fastv2v.data.loader import read_sequence
-from fastv2v.data.transforms import GeometryConfig
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.ops.labels import encode_clip
-from fastv2v.recipe import UNSET_ROOT
 from fastv2v.render import rollout, start_history
 from fastv2v.score import to_uint8
 from fastv2v.video import write_image, write_video
+
+__all__ = ["Synthesize", "data_of", "main", "synthesise", "to_picture"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,34 +40,25 @@ class Synthesize:
     data: Path
     """Data set folder."""
     out: Path
-    """Folder for frames and videos; files of the same names are replaced."""
-    folder: FolderConfig = field(default_factory=lambda: FolderConfig(root=UNSET_ROOT, phase="test", test_tail=16))
-    """Which part of the data set; size and classes follow the run."""
+    """Folder for frames and videos."""
+    phase: Phase = "test"
+    """Which part of the data set, split and read as the run did: what it held out, or what it was trained on."""
+    test_tail: int | None = None
+    """Fewer held-out frames than the run's, counted from the end of each sequence; for data without test folders."""
     given_frames: int = 1
     """Real frames to start from; 0 starts from nothing."""
     fps: float = 15.0
     """Rate of the written videos."""
     write: Literal["both", "frames", "video"] = "both"
     """PNG frames, an MP4 video, or both."""
+    overwrite: bool = False
+    """Replace files of the same names."""
     device: DeviceConfig = field(default_factory=DeviceConfig)
     """Where and in what precision."""
 
     def __post_init__(self) -> None:
         if self.given_frames < 0:
             raise ConfigError(f"given_frames must be at least 0, got {self.given_frames}")
-
-
-def data_of(spec: ConditionSpec, size: tuple[int, int], folder: FolderConfig, data: Path) -> FolderConfig:
-    """The folder as a network of this condition and size reads it."""
-    return replace(
-        folder,
-        root=data,
-        condition="rgb" if spec.kind == "maps" else "labels",
-        num_classes=spec.num_classes if spec.kind == "labels" else None,
-        use_instances=spec.use_instances,
-        ignore_id=spec.ignore_id,
-        geometry=GeometryConfig(mode="exact", size=size, interpolation="area"),
-    )
 
 
 @torch.no_grad()
@@ -93,29 +84,61 @@ def to_picture(frame: torch.Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(to_uint8(frame)[0].permute(1, 2, 0).cpu().numpy())
 
 
+def output_name(folder: VideoFolder, sequence: Sequence) -> str:
+    """Name of what is written for a sequence; frames that lie directly in the data set take its name."""
+    return folder.root.resolve().name if sequence.name == "." else sequence.name
+
+
+def check_outputs(args: Synthesize, folder: VideoFolder) -> None:
+    """Refuse what cannot be written before anything is.
+
+    Raises:
+        ConfigError: if a sequence has no frame beyond the given ones, or an output exists and may not be replaced.
+    """
+    for sequence in folder.sequences:
+        if args.given_frames >= len(sequence):
+            raise ConfigError(
+                f"sequence '{sequence.name}' has {len(sequence)} frames and {args.given_frames} are given, so that "
+                "none is left to synthesise; lower --given-frames"
+            )
+        name = output_name(folder, sequence)
+        made = [args.out / f"{name}.mp4"] if args.write != "frames" else []
+        made += [args.out / name / f"{stem}.png" for stem in sequence.stems] if args.write != "video" else []
+        if not args.overwrite and (there := next((path for path in made if path.exists()), None)):
+            raise ConfigError(f"{there} exists already; name another folder with --out or pass --overwrite")
+
+
+def write_sequence(args: Synthesize, name: str, sequence: Sequence, frames: Iterator[NDArray[np.uint8]]) -> None:
+    """Write the frames of one sequence as they come."""
+
+    def kept() -> Iterator[NDArray[np.uint8]]:
+        for stem, frame in zip(sequence.stems, tqdm(frames, total=len(sequence), desc=name), strict=True):
+            if args.write != "video":
+                write_image(args.out / name / f"{stem}.png", frame)
+            yield frame
+
+    if args.write == "frames":
+        for _ in kept():
+            pass
+    else:
+        write_video(args.out / f"{name}.mp4", kept(), args.fps)
+
+
 def main(argv: list[str]) -> int:
     """``fastv2v synthesize --run RUN --data DIR --out DIR``."""
     args = parse(Synthesize, "fastv2v synthesize", argv)
     device = open_device(args.device)
     trained = load_trained(args.run)
-    spec, size = trained.architecture.condition, trained.architecture.size
-    folder = open_folder(data_of(spec, size, args.folder, args.data))
+    folder = open_folder(data_of(trained.architecture, args.data, args.phase, args.test_tail))
     check_condition(trained.architecture, folder, str(args.run))
+    check_outputs(args, folder)
     generator = trained.generator.to(device.device)
     written = []
     for i, sequence in enumerate(folder.sequences):
-        frames = []
-        clip = read_sequence(folder, i)
-        made = synthesise(generator, spec, clip, args.given_frames, device)
-        for stem, frame in zip(sequence.stems, tqdm(made, total=len(sequence), desc=sequence.name), strict=True):
-            frames.append(frame)
-            if args.write != "video":
-                write_image(args.out / sequence.name / f"{stem}.png", frame)
-        if args.write != "frames":
-            path = args.out / f"{sequence.name}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_video(path, frames, args.fps)
-        written.append(sequence.name)
+        name = output_name(folder, sequence)
+        made = synthesise(generator, folder.spec, read_sequence(folder, i), args.given_frames, device)
+        write_sequence(args, name, sequence, made)
+        written.append(name)
     print(f"{args.out}: {len(written)} sequences from {trained.checkpoint} (step {trained.step})")
     print(json.dumps({"out": str(args.out), "sequences": written, "checkpoint": str(trained.checkpoint)}))
     return 0

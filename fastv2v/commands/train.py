@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import torch
 import tyro
 
 from distill import presets as distill_presets
@@ -16,11 +17,14 @@ from distill.presets import SpatialRecipe, TemporalRecipe
 from distill.spatial import SpatialTask
 from distill.teacher import freeze
 from distill.temporal import TemporalTask
-from fastv2v.architecture import Architecture, architecture_dict, load_trained
+from fastv2v.architecture import Architecture, Stage, architecture_dict, load_trained
 from fastv2v.commands.arguments import parse_preset
 from fastv2v.commands.parts import (
     build_objective,
     check_condition,
+    check_held_out,
+    check_size,
+    check_stage,
     continue_discriminators,
     held_out_clips,
     num_parameters,
@@ -33,20 +37,18 @@ from fastv2v.data.folder import VideoFolder
 from fastv2v.data.loader import ClipLoader
 from fastv2v.device import Device, open_device
 from fastv2v.log import BarProgress, SilentProgress, clock
-from fastv2v.losses.objective import ObjectiveConfig
 from fastv2v.nn.composite import CompositeConfig
-from fastv2v.recipe import DataRecipe
+from fastv2v.recipe import UNSET_ROOT, DataRecipe
 from fastv2v.run import open_run
 from fastv2v.seed import derive_seed, seed_everything
 from fastv2v.train import FitResult, TrainConfig, fit
 from students import presets as student_presets
+from students.schedule import draw_gap
 from teachers import presets as teacher_presets
 from teachers.presets import TeacherRecipe
 from teachers.task import TeacherTask
 
 _LOG = logging.getLogger(__name__)
-
-Stage = Literal["teacher", "spatial", "temporal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,9 @@ def train_teacher(args: TrainTeacher) -> FitResult:
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
     seed_everything(derive_seed(recipe.train.seed, "weights"))
-    architecture = _architecture("teacher", recipe.generator, recipe.foreground, folder, loader, recipe.task.objective)
+    architecture = _architecture("teacher", recipe.generator, recipe.foreground, recipe.data, folder, loader)
     generator = architecture.build()
+    check_size(generator, architecture.size, "the teacher")
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
     task = TeacherTask(generator, folder.spec, objective, recipe.task)
     _LOG.info("teacher: %.2f M weights, %d condition channels", num_parameters(generator) / 1e6, folder.spec.channels)
@@ -123,12 +126,15 @@ def train_spatial(args: TrainSpatial) -> FitResult:
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
     teacher = load_trained(args.teacher)
+    check_stage(teacher, ("teacher",), "the teacher", "a run of train-teacher")
     check_condition(teacher.architecture, folder, f"the teacher {args.teacher}")
     seed_everything(derive_seed(recipe.train.seed, "weights"))
     architecture = _architecture(
-        "spatial", recipe.student, teacher.architecture.foreground, folder, loader, recipe.task.objective
+        "spatial", recipe.student, teacher.architecture.foreground, recipe.data, folder, loader
     )
     student = architecture.build()
+    check_size(teacher.generator, architecture.size, "the teacher")
+    check_size(student, architecture.size, "the student")
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
     continue_discriminators(objective, teacher.checkpoint)
     frozen = freeze(teacher.generator).to(device.device)
@@ -143,6 +149,8 @@ def train_temporal(args: TrainTemporal) -> FitResult:
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
     teacher, student = load_trained(args.teacher), load_trained(args.student)
+    check_stage(teacher, ("teacher",), "the teacher", "a run of train-teacher")
+    check_stage(student, ("spatial", "temporal"), "the student", "a run of train-skd")
     check_condition(teacher.architecture, folder, f"the teacher {args.teacher}")
     check_condition(student.architecture, folder, f"the student {args.student}")
     seed_everything(derive_seed(recipe.train.seed, "weights"))
@@ -150,24 +158,29 @@ def train_temporal(args: TrainTemporal) -> FitResult:
         "temporal",
         student.architecture.generator,
         student.architecture.foreground,
+        recipe.data,
         folder,
         loader,
-        recipe.task.objective,
     )
+    check_size(teacher.generator, architecture.size, "the teacher")
+    check_size(student.generator, architecture.size, "the student")
+    # Draws one gap for nothing: it refuses clips that even the smallest does not fit into.
+    draw_gap(recipe.task.gap, recipe.data.sampling.num_frames, student.generator.history_length, torch.Generator())
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
     continue_discriminators(objective, student.checkpoint)
     frozen = freeze(teacher.generator).to(device.device)
     task = TemporalTask(student.generator, frozen, folder.spec, objective, recipe.task)
-    return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
+    least = recipe.task.deployed_gap + 1  # the first keyframe is given, the second is scored
+    return _fit(args, task, loader, recipe.data, recipe.train, device, architecture, least)
 
 
 def _architecture(
     stage: Stage,
     generator: CompositeConfig,
     foreground: tuple[str, ...],
+    data: DataRecipe,
     folder: VideoFolder,
     loader: ClipLoader,
-    objective: ObjectiveConfig,
 ) -> Architecture:
     """Describe the generator on this data set; the size is that of the first clip."""
     first = next(iter(loader.batches(0)))
@@ -178,7 +191,7 @@ def _architecture(
         palette=palette_of(folder),
         size=first.size,
         stage=stage,
-        objective=to_dict(objective),
+        folder=replace(data.folder, root=UNSET_ROOT, phase="train"),
     )
 
 
@@ -190,12 +203,17 @@ def _fit(
     train: TrainConfig,
     device: Device,
     architecture: Architecture,
+    least_held_out: int = 2,
 ) -> FitResult:
-    """Open the run and train."""
+    """Open the run and train, if held-out clips have as many frames as scoring them takes."""
     config: dict[str, Any] = to_dict(args)
     for name in ("overwrite", "quiet"):
         config.pop(name)  # say how this call behaves, not what the run is
     clips = held_out_clips(data, args.data, device)
+    remedy = "hold out longer sequences or raise --recipe.data.eval-frames"
+    if isinstance(args, TrainTemporal):
+        remedy += ", or lower --recipe.task.deployed-gap"
+    check_held_out(clips, least_held_out, remedy)
     make_progress: Callable[[], BarProgress | SilentProgress] = (
         SilentProgress if args.quiet or not device.is_main else lambda: BarProgress(args.run.name)
     )
