@@ -10,13 +10,23 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export.bundle import SELF_TEST, STEP_GRAPH, Cost, Manifest, Option, Parity, load_manifest, write_bundle
+from export.bundle import (
+    SELF_TEST,
+    STEP_GRAPH,
+    Cost,
+    Manifest,
+    Option,
+    Parity,
+    check_target,
+    load_manifest,
+    write_bundle,
+)
 from export.choose import EngineGuard, Probe, choose_engine
 from export.engines import REFERENCE, check_warp, open_engine
 from export.onnx_graph import OPSET, compare_rollout, export_step, write_self_test
 from fastv2v.contracts import StepModel
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.errors import BundleError, ConfigError
+from fastv2v.errors import ConfigError, ParityError
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +70,9 @@ def build_bundle(
     threads: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Export a generator, compare graph and module over a clip, write the bundle and choose its engine.
+    """Export a generator, compare graph and module over a clip, choose the engine and write the bundle.
+
+    The bundle appears when all of that is done; until then an earlier one of its name stays whole.
 
     Args:
         model: the trained generator, a torch module.
@@ -79,13 +91,15 @@ def build_bundle(
         The manifest as written.
 
     Raises:
-        BundleError: if the graph strays from the module, or the folder exists. A generator that instance-normalises
-            the empty history strays by nature: over constant features the norm divides rounding errors by almost zero.
-        ConfigError: if condition or size do not suit the model.
+        BundleError: if the folder exists and may not be replaced.
+        ParityError: if the graph strays from the module. A generator that instance-normalises the empty history strays
+            by nature: over constant features the norm divides rounding errors by almost zero.
+        ConfigError: if the name, condition or size do not suit the model.
         ShapeError: if conditions and frames do not suit each other.
         MissingExtraError: if onnx, onnxscript or onnxruntime is not installed.
     """
     folder = Path(folder)
+    check_target(folder, overwrite=overwrite)  # again when it is written; here so that no work is done in vain
     if details.condition.channels != model.condition_channels:
         raise ConfigError(
             f"the condition encodes to {details.condition.channels} channels and the generator takes "
@@ -98,7 +112,7 @@ def build_bundle(
         export_step(model, step, size=details.size)
         difference = compare_rollout(model, open_engine(REFERENCE, step, threads), conditions)
         if not difference <= tolerance:
-            raise BundleError(
+            raise ParityError(
                 f"the exported graph differs from {type(model).__name__} by {difference:.2g} over {len(conditions)} "
                 f"frames, more than {tolerance:g}; nothing was written"
             )
@@ -109,8 +123,12 @@ def build_bundle(
             opset=OPSET,
             **vars(details),
         )
-        write_bundle(folder, manifest, {STEP_GRAPH: step, SELF_TEST: self_test}, overwrite=overwrite)
-    if measure:
-        real = None if frames is None else frames.cpu().numpy()
-        choose_engine(folder, Probe(conditions.cpu().numpy(), real), guard=guard, threads=threads)
+        files = {STEP_GRAPH: step, SELF_TEST: self_test}
+        if measure:
+            draft = Path(scratch, folder.name)
+            write_bundle(draft, manifest, files)
+            real = None if frames is None else frames.cpu().numpy()
+            choose_engine(draft, Probe(conditions.cpu().numpy(), real), guard=guard, threads=threads)
+            manifest = load_manifest(draft)
+        write_bundle(folder, manifest, files, overwrite=overwrite)
     return load_manifest(folder)

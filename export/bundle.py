@@ -152,6 +152,7 @@ class Manifest:
         cost = asdict(self.cost)
         record["cost"] |= {n.replace("macs", "flops"): 2 * cost[n] for n in ("macs_per_keyframe", "macs_per_frame")}
         record = json.loads(json.dumps(record))  # tuples become lists, as they will on disk
+        record["checksum"] = manifest_checksum(record)
         problem = _schema_problem(record)
         if problem:
             raise ConfigError(f"a bundle manifest cannot hold this: {problem}")
@@ -160,7 +161,7 @@ class Manifest:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Manifest:
         """The manifest from values that fit the schema."""
-        values = {name: value for name, value in record.items() if name != "schema_version"}
+        values = {name: value for name, value in record.items() if name not in ("schema_version", "checksum")}
         choice = values["engine"]
         if choice is not None:
             measured = tuple(EngineMeasurement(**entry) for entry in choice["measurements"])
@@ -180,6 +181,12 @@ class Manifest:
         )
 
 
+def manifest_checksum(record: Mapping[str, Any]) -> str:
+    """sha256 of a manifest's content, apart from the field ``checksum``; key order and white space do not count."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _record(properties: dict[str, Any]) -> dict[str, Any]:
     """Schema of an object with exactly these keys."""
     return {
@@ -197,6 +204,7 @@ _AMOUNT = {"type": "number", "minimum": 0}
 _MAYBE_NUMBER = {"type": ["number", "null"]}
 _OPTIONS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean", "null"]}}
 _BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
+_SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -274,8 +282,9 @@ SCHEMA: dict[str, Any] = {
             "files": {
                 "type": "object",
                 "propertyNames": {"minLength": 1},
-                "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+                "additionalProperties": _SHA256,
             },
+            "checksum": _SHA256,
         }
     ),
 }
@@ -308,14 +317,12 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path], *,
         ConfigError: if the manifest or the name is not valid.
     """
     folder = Path(folder)
-    if folder.suffix != SUFFIX:
-        raise ConfigError(f"a bundle's folder ends in {SUFFIX}, got {folder.name}")
+    check_target(folder, overwrite=overwrite)
     for needed in (STEP_GRAPH, SELF_TEST):
         if needed not in files:
             raise ConfigError(f"a bundle needs {needed}; got only {', '.join(sorted(files)) or 'nothing'}")
     for inside in files:
         _check_inside(inside, folder)
-    _check_replaceable(folder, overwrite)
     staging = _sibling(folder)
     staging.mkdir()
     try:
@@ -330,7 +337,19 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path], *,
     return manifest
 
 
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
+def check_target(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse a place where ``write_bundle`` would not write.
+
+    Args:
+        folder: where the bundle shall be.
+        overwrite: whether an earlier bundle of this name may be replaced.
+
+    Raises:
+        BundleError: if the folder exists and may not be replaced.
+        ConfigError: if its name does not end in ``.v2v``.
+    """
+    if folder.suffix != SUFFIX:
+        raise ConfigError(f"a bundle's folder ends in {SUFFIX}, got {folder.name}")
     if not os.path.lexists(folder):
         return
     if not overwrite:
@@ -404,7 +423,7 @@ def record_engine(folder: Path, choice: EngineChoice) -> Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read a bundle's manifest and check every file it lists.
+    """Read a bundle's manifest and check it, by the checksum it states, and every file it lists.
 
     Args:
         folder: the bundle.
@@ -413,8 +432,9 @@ def load_manifest(folder: Path) -> Manifest:
         The manifest; every file of the bundle is now known to be the one that was written.
 
     Raises:
-        BundleError: if the manifest is missing, not valid or of a newer version, if a path leads outside the folder, or
-            if a file is missing, altered, unlisted or a symbolic link. The message names the file and what to do.
+        BundleError: if the manifest is missing, altered, not valid or of a newer version, if a path leads outside the
+            folder, or if a file is missing, altered, unlisted or a symbolic link. The message names the file and what
+            to do.
     """
     folder = Path(folder)
     record = _read_manifest(folder)
@@ -462,6 +482,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     problem = _schema_problem(record)
     if problem:
         raise BundleError(f"{path} is not a valid manifest ({problem}); export the bundle again")
+    if record["checksum"] != manifest_checksum(record):
+        raise BundleError(
+            f"{path} is damaged or was altered (its content does not have the sha256 it states); copy the bundle again "
+            "from where it was exported"
+        )
     return record
 
 

@@ -118,7 +118,10 @@ def load_weights(module: nn.Module, file: Path | str) -> None:
         if names
     ]
     if problems:
-        raise CheckpointError(f"{file} is a checkpoint of another architecture: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{file} is a checkpoint of another architecture: {'; '.join(problems)}; take one of this network, or "
+            "build the network with the settings it was trained with"
+        )
     module.load_state_dict(tensors)
 
 
@@ -224,7 +227,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn
         name, _, entry = key.rpartition("/")
         parameter = parameters.get(name)
         if parameter is None or value.shape not in (torch.Size(), parameter.shape):
-            raise CheckpointError(f"{file} is of another architecture: {name} is not trained here or has another shape")
+            raise CheckpointError(
+                f"{file} is of another architecture: {name} is not trained here or has another shape; take a "
+                "checkpoint of this network, or train anew under another name"
+            )
         # empty_like keeps the parameter's memory layout, which a file does not
         own = torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
         optimizer.state[parameter][entry] = own.detach().to(value.dtype).copy_(value)

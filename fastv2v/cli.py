@@ -12,8 +12,12 @@ from typing import NamedTuple
 
 from fastv2v.errors import FastV2VError
 
+_LOG = logging.getLogger(__name__)
+
 DONE, FELL_SHORT, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
+
+_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 class Verb(NamedTuple):
@@ -39,6 +43,8 @@ COMMANDS = {
     "import-weights": Verb("turn published weights into a network of ours", "fastv2v.commands.import_weights:main"),
 }
 """Every verb, in the order of the line."""
+
+_RESUMABLE = ("demo", "train-teacher", "train-skd", "train-tkd")
 
 
 def overview() -> str:
@@ -78,18 +84,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]}?" if near else "; fastv2v --help lists the verbs"
         print(f"fastv2v: unknown verb {name!r}{hint}", file=sys.stderr)
         return COULD_NOT_RUN
-    logging.basicConfig(
-        level=os.environ.get("FASTV2V_LOG", "warning").upper(), format="%(levelname)s: %(message)s", stream=sys.stderr
-    )
+    level = os.environ.get("FASTV2V_LOG", "warning")
+    if level.lower() not in _LOG_LEVELS:
+        print(f"fastv2v: FASTV2V_LOG is {level!r}; set it to one of {', '.join(_LOG_LEVELS)}", file=sys.stderr)
+        return COULD_NOT_RUN
+    logging.basicConfig(level=level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
     module, function = COMMANDS[name].function.split(":")
     try:
         return int(getattr(importlib.import_module(module), function)(arguments))
     except FastV2VError as error:
         print(f"fastv2v {name}: {error}", file=sys.stderr)
+        return error.exit_status
+    except OSError as error:
+        _LOG.debug("where it happened", exc_info=True)
+        print(f"fastv2v {name}: {_describe(error)}", file=sys.stderr)
         return COULD_NOT_RUN
     except KeyboardInterrupt:
-        print(f"\nfastv2v {name}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        hint = "; the same command goes on from the last checkpoint" if name in _RESUMABLE else ""
+        print(f"\nfastv2v {name}: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _describe(error: OSError) -> str:
+    """One sentence on what the system refused: the file where it names one, its reason, what to look at."""
+    reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    if error.filename is None:
+        return f"{reason}; check permissions and free space"
+    return f"{os.fsdecode(error.filename)}: {reason}; check this path, its permissions and the free space"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
 """Every error this project raises on purpose.
 
 Each also derives from the built-in class a caller would expect. The command line turns all of them into one sentence
-on standard error and exit status 2; anything else is a defect and keeps its traceback.
+on standard error and the error's exit status; anything else is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class FastV2VError(Exception):
     """Base of the errors whose message is written for the person who called."""
+
+    exit_status: ClassVar[int] = 2
+    """What the command line returns: 2, could not run, or 1, ran and fell short of what was asked."""
 
 
 class ConfigError(FastV2VError, ValueError):
@@ -31,12 +36,20 @@ class BundleError(FastV2VError, RuntimeError):
     """A deployed bundle is incomplete, altered, or cannot run here."""
 
 
+class ParityError(BundleError):
+    """An exported graph ran and strays further from its module than was allowed."""
+
+    exit_status = 1
+
+
 class MediaError(FastV2VError, RuntimeError):
     """A video or picture could not be read or written."""
 
 
 class DivergenceError(FastV2VError, RuntimeError):
     """A loss became NaN or infinite; the message names step, player and term."""
+
+    exit_status = 1
 
 
 class MissingExtraError(FastV2VError, ImportError):

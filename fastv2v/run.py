@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 _LOG = logging.getLogger(__name__)
-_OWN_ENTRIES = ("config.json", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", "samples")
+_OWN_ENTRIES = ("environment.json", "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "samples")
+_ENVIRONMENT_KEYS = {"command", "commit", "versions", "machine"}
+_PATH_KEYS = ("data", "teacher", "student")
 
 
 class Run:
@@ -132,11 +134,15 @@ def open_run(
 ) -> Run:
     """Open the folder of a run: a new one, or one that the same config has begun.
 
+    ``environment.json`` keeps what the run was begun with; a resume under another command, commit, versions or machine
+    is added to its list ``resumed``. A run that has no checkpoint yet is simply begun again, whatever its config.
+
     Args:
         folder: ``runs/<name>``; made if it does not exist.
-        config: everything that decides what is trained, as plain JSON values (see ``fastv2v.config.to_dict``).
+        config: everything that decides what is trained, as plain JSON values (see ``fastv2v.config.to_dict``). Its
+            paths ``data``, ``teacher`` and ``student`` are made absolute; ``run``, where the run lies, may change.
         resume: whether to continue a run found there.
-        overwrite: delete a run found there first; files that are not part of a run are left alone.
+        overwrite: delete a run found there first; files beside it that are not part of a run are left alone.
         is_main: whether this process writes; the others only learn where the folder is.
 
     Returns:
@@ -149,27 +155,22 @@ def open_run(
     folder = Path(folder)
     if not is_main:
         return Run(folder, is_main=False, lock=None)
-    config = json.loads(json.dumps(config, allow_nan=False))
+    config = _with_absolute_paths(json.loads(json.dumps(config, allow_nan=False)))
     folder.mkdir(parents=True, exist_ok=True)
+    _check_run_or_empty(folder)  # before the lock: nothing is written into a folder that is not ours
     lock = _lock(folder)
     try:
         if overwrite:
             _remove_run(folder)
-        if (folder / "config.json").exists():
-            _check_same(folder, read_config(folder), config, resume)
-        elif (folder / "checkpoints").exists():
-            raise ConfigError(
-                f"{folder} holds checkpoints but no config.json, so it cannot be continued; use another name"
-            )
+        if any((folder / "checkpoints").glob("step-*")):
+            _check_same(folder, _with_absolute_paths(read_config(folder)), config, resume)
+            _record_resume(folder)
         else:
+            if (folder / "config.json").exists() and _differences(_with_absolute_paths(read_config(folder)), config):
+                _remove_run(folder)  # a start that failed: nothing was trained
+            # The environment first: with it alone the folder is still known as a run that was about to begin.
+            write_json(folder / "environment.json", _surroundings())
             write_json(folder / "config.json", config)
-        surroundings = {
-            "command": sys.argv,
-            "commit": describe_commit(),
-            "machine": describe_machine(),
-            "versions": describe_versions(),
-        }
-        write_json(folder / "environment.json", surroundings)
         (folder / "checkpoints").mkdir(exist_ok=True)
         (folder / "samples").mkdir(exist_ok=True)
     except BaseException:
@@ -190,7 +191,9 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{folder} is not a run: it has no config.json") from None
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}); the run cannot be continued") from error
+        raise ConfigError(
+            f"{path} is not valid JSON ({error}); restore it, or use another name or --overwrite"
+        ) from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path} must hold a JSON object")
     return config
@@ -252,6 +255,10 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk, for one, is reported without a name
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -287,8 +294,57 @@ def _lock(folder: Path) -> IO[str]:
     return file
 
 
+def _read_environment(folder: Path) -> dict[str, Any] | None:
+    """``environment.json`` if it is one of ours, else None."""
+    try:
+        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= _ENVIRONMENT_KEYS else None
+
+
+def _check_run_or_empty(folder: Path) -> None:
+    """Refuse a folder with other people's files: nothing there may be deleted or mixed with a run."""
+    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    # An environment alone is what a start, or a deletion, that was killed leaves.
+    known = "config.json" in names or names == {"environment.json"}
+    if names and not (known and _read_environment(folder)):
+        raise ConfigError(
+            f"{folder} is not empty and holds no run (a run has a config.json and an environment.json of fastv2v); "
+            "use another name, or empty the folder yourself"
+        )
+
+
+def _surroundings() -> dict[str, Any]:
+    """What this process trains with."""
+    return {
+        "command": sys.argv,
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+    }
+
+
+def _record_resume(folder: Path) -> None:
+    """Add this process to the environment of a run where it differs from the one before."""
+    environment = _read_environment(folder) or {}
+    resumed = environment.get("resumed", [])
+    now = _surroundings()
+    before = resumed[-1] if resumed else {key: environment.get(key) for key in now}
+    if now != before:
+        write_json(folder / "environment.json", {**environment, "resumed": [*resumed, now]})
+
+
+def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with its paths made independent of the folder the command is called in."""
+    return {
+        key: str(Path(value).resolve()) if key in _PATH_KEYS and isinstance(value, str) else value
+        for key, value in config.items()
+    }
+
+
 def _remove_run(folder: Path) -> None:
-    """Delete what a run writes, config last, so that an interrupted deletion is still recognised as a run."""
+    """Delete what a run writes, what names it last, so that an interrupted deletion is still recognised as a run."""
     for name in reversed(_OWN_ENTRIES):
         path = folder / name
         if path.is_dir():
@@ -307,11 +363,13 @@ def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], re
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Paths of the keys whose values differ, with both values."""
+    """Paths of the keys whose values differ, with both values; where the run lies is none of them."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
         for name in [*old, *(name for name in new if name not in old)]:
             path = f"{key}.{name}" if key else name
+            if path == "run":
+                continue
             if name not in old or name not in new:
                 found.append(f"{path} is {'new' if name in new else 'gone'}")
             else:

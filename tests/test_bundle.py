@@ -13,7 +13,16 @@ import torch
 from tiny_step import TinyStep, random_conditions
 
 from export.build import BundleDetails, build_bundle
-from export.bundle import Cost, EngineChoice, Manifest, Parity, load_manifest, record_engine, write_bundle
+from export.bundle import (
+    Cost,
+    EngineChoice,
+    Manifest,
+    Parity,
+    load_manifest,
+    manifest_checksum,
+    record_engine,
+    write_bundle,
+)
 from export.choose import EngineGuard, Probe, choose_engine
 from export.engines import (
     REFERENCE,
@@ -26,7 +35,7 @@ from export.engines import (
 )
 from export.onnx_graph import export_step, write_self_test
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
+from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ParityError, ShapeError
 
 SIZE = (16, 24)
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,8 +78,10 @@ def bundle(graphs, tmp_path):
 
 
 def edit(folder: Path, **changes) -> None:
-    record = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(record | changes))
+    """Alter a manifest as someone would who knows about its checksum."""
+    record = json.loads((folder / "manifest.json").read_text()) | changes
+    record["checksum"] = manifest_checksum(record)
+    (folder / "manifest.json").write_text(json.dumps(record))
 
 
 class TestWrite:
@@ -88,6 +99,8 @@ class TestWrite:
             "flops_per_keyframe": 2e6,
             "macs_per_frame": 2.5e5,
             "flops_per_frame": 5e5,
+            "output_position_macs_per_keyframe": 2e6,
+            "parameters": 1000,
         }
 
     def test_an_existing_bundle_is_kept_unless_asked(self, bundle, graphs):
@@ -155,6 +168,20 @@ class TestLoad:
         (bundle / name).write_bytes(data)
         with pytest.raises(BundleError, match=rf"{name} is damaged .* copy the bundle again"):
             load_manifest(bundle)
+
+    @pytest.mark.parametrize(("old", "new"), [('"fps": 17', '"fps": 19'), ('"name": "tiny"', '"name": "tina"')])
+    def test_a_changed_byte_of_the_manifest_is_noticed(self, bundle, old, new):
+        text = (bundle / "manifest.json").read_text()
+        assert text.count(old) == 1
+        (bundle / "manifest.json").write_text(text.replace(old, new))
+        with pytest.raises(BundleError, match=r"manifest\.json is damaged or was altered .* copy the bundle again"):
+            load_manifest(bundle)
+
+    def test_key_order_and_white_space_do_not_count(self, bundle):
+        before = load_manifest(bundle)
+        record = json.loads((bundle / "manifest.json").read_text())
+        (bundle / "manifest.json").write_text(json.dumps(dict(reversed(record.items()))))
+        assert load_manifest(bundle) == before
 
     def test_a_missing_file_is_named(self, bundle):
         (bundle / "step.onnx").unlink()
@@ -323,9 +350,29 @@ class TestBuild:
         assert [m.psnr_loss_db is not None for m in written.engine.measurements] == [True] * len(available_candidates())
 
     def test_a_graph_that_strays_is_not_written(self, tmp_path):
-        with pytest.raises(BundleError, match=r"differs from TinyStep by .* over 6 frames, more than 0; nothing was"):
+        with pytest.raises(
+            ParityError, match=r"differs from TinyStep by .* over 6 frames, more than 0; nothing was"
+        ) as e:
             build_bundle(TinyStep(), tmp_path / "tiny.v2v", self.details, self.conditions, tolerance=0)
+        assert e.value.exit_status == 1 and isinstance(e.value, BundleError)
         assert not list(tmp_path.iterdir())
+
+    def test_the_old_bundle_stays_until_the_new_one_is_measured(self, bundle, monkeypatch):
+        def fail(*args, **options):
+            assert load_manifest(bundle).fps == manifest().fps
+            raise BundleError("measuring failed")
+
+        monkeypatch.setattr("export.build.choose_engine", fail)
+        details = replace(self.details, fps=99.0)
+        with pytest.raises(BundleError, match="measuring failed"):
+            build_bundle(TinyStep(), bundle, details, self.conditions, overwrite=True)
+        assert load_manifest(bundle).fps == manifest().fps
+        assert [p.name for p in bundle.parent.iterdir()] == ["tiny.v2v"]
+
+    def test_an_existing_bundle_is_refused_before_any_work(self, bundle, monkeypatch):
+        monkeypatch.setattr("export.build.export_step", None)
+        with pytest.raises(BundleError, match="exists already"):
+            build_bundle(TinyStep(), bundle, self.details, self.conditions)
 
     def test_another_condition_is_refused(self, tmp_path):
         details = replace(self.details, condition=ConditionSpec(class_names=("road", "car")))

@@ -1,3 +1,5 @@
+import errno
+import json
 import os
 import re
 
@@ -25,7 +27,7 @@ from fastv2v.checkpoint import (
 from fastv2v.ema import Ema
 from fastv2v.errors import CheckpointError, ConfigError
 from fastv2v.optim import OptimConfig, build_adam, trainable_parameters
-from fastv2v.run import contact_sheet, open_run, read_metrics, write_bytes
+from fastv2v.run import contact_sheet, open_run, read_config, read_metrics, write_bytes
 
 
 def save(run, step, best=None, **state):
@@ -113,7 +115,8 @@ class TestLoadWeights:
         before = module.weight.detach().clone()
         message = (
             "w.safetensors is a checkpoint of another architecture: missing bias; unexpected scale; "
-            "mis-shaped weight is [2, 3] there and [2, 4] here"
+            "mis-shaped weight is [2, 3] there and [2, 4] here; take one of this network, or build the network with "
+            "the settings it was trained with"
         )
         with pytest.raises(CheckpointError, match=re.escape(message)):
             load_weights(module, tmp_path / "w.safetensors")
@@ -232,13 +235,46 @@ class TestRunFolder:
         assert read_metrics(tmp_path / "r", "eval") == [{"step": 25, "kind": "eval", "psnr": 3.0}]
 
     def test_surroundings_are_recorded(self, tmp_path):
-        import json
-
         open_run(tmp_path / "r", {"lr": 1}).close()
         assert json.loads((tmp_path / "r" / "environment.json").read_text())["versions"]["torch"] == torch.__version__
 
+    def test_the_first_surroundings_are_kept_and_other_ones_added(self, tmp_path, monkeypatch):
+        def begin(commit):
+            monkeypatch.setattr("fastv2v.run.describe_commit", lambda: commit)
+            open_run(tmp_path, {"lr": 1}).close()
+            found = json.loads((tmp_path / "environment.json").read_text())
+            return [found["commit"], *(entry["commit"] for entry in found.get("resumed", []))]
+
+        assert begin("failed") == ["failed"]
+        assert begin("a") == ["a"]  # nothing was trained before
+        save(tmp_path, 7)
+        assert [begin("a"), begin("b"), begin("b"), begin("a")] == [["a"], ["a", "b"], ["a", "b"], ["a", "b", "a"]]
+        resumed = json.loads((tmp_path / "environment.json").read_text())["resumed"]
+        assert all(entry.keys() == {"command", "commit", "versions", "machine"} for entry in resumed)
+
+    def test_a_corrected_config_replaces_that_of_a_failed_start(self, tmp_path):
+        with open_run(tmp_path, {"lr": 1}) as run:
+            run.begin(0)
+            run.log(1, "train", {"gan": 1.0})
+        open_run(tmp_path, {"lr": 2}, resume=False).close()
+        assert read_config(tmp_path) == {"lr": 2} and read_metrics(tmp_path) == []
+
+    def test_a_run_may_be_moved_and_called_from_another_folder(self, tmp_path, monkeypatch):
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path)
+        config = {"data": "data", "teacher": "runs/t", "run": "runs/s"}
+        open_run("runs/s", config).close()
+        save(tmp_path / "runs" / "s", 7)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        (tmp_path / "runs" / "s").rename(tmp_path / "moved")
+        typed = {"data": "../data", "teacher": str(tmp_path / "runs" / "t"), "run": "../moved"}
+        open_run("../moved", typed).close()
+        with pytest.raises(ConfigError, match=r"\(data was .*data\", is .*elsewhere/data\"\); use another name"):
+            open_run("../moved", typed | {"data": "data"})
+
     def test_another_config_is_refused_and_nothing_changes(self, tmp_path):
         open_run(tmp_path / "r", {"lr": 1, "model": {"width": 8, "old": 1}}).close()
+        save(tmp_path / "r", 7)
         before = (tmp_path / "r" / "config.json").read_bytes()
         message = "model.width was 8, is 16; model.old is gone; model.new is new); use another name, or --overwrite"
         with pytest.raises(ConfigError, match=re.escape(message)):
@@ -263,12 +299,34 @@ class TestRunFolder:
             open_run(tmp_path / "r", {})
         open_run(tmp_path / "r", {}).close()
 
-    def test_checkpoints_without_a_config_are_refused(self, tmp_path):
-        save(tmp_path / "r", 7)
-        with pytest.raises(ConfigError, match=r"no config\.json"):
-            open_run(tmp_path / "r", {})
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize(
+        "files",
+        [
+            {"photo.png": "x"},
+            {"config.json": "{}", "checkpoints/mine.txt": "x"},
+            {"config.json": "{}", "environment.json": '{"name": "mine"}'},
+            {"environment.json": '{"command": 1, "commit": 1, "versions": 1, "machine": 1}', "samples/mine.txt": "x"},
+        ],
+    )
+    def test_a_folder_that_holds_no_run_is_refused_and_left_alone(self, tmp_path, files, overwrite):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match="is not empty and holds no run"):
+            open_run(tmp_path, {}, overwrite=overwrite)
+        found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+        assert found == set(files)
+
+    def test_a_start_killed_before_its_config_is_begun_again(self, tmp_path):
+        open_run(tmp_path, {"lr": 1}).close()
+        for name in ("config.json", "checkpoints", "samples"):
+            (tmp_path / name).rmdir() if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
+        open_run(tmp_path, {"lr": 2}).close()
+        assert read_config(tmp_path) == {"lr": 2}
 
     def test_a_damaged_config_is_named(self, tmp_path):
+        open_run(tmp_path, {}).close()
         (tmp_path / "config.json").write_text("{")
         with pytest.raises(ConfigError, match=r"config\.json is not valid JSON"):
             open_run(tmp_path, {})
@@ -278,6 +336,17 @@ class TestRunFolder:
             run.begin(0)
             run.log(1, "train", {"gan": 1.0})
         assert not (tmp_path / "r").exists()
+
+
+def test_a_full_disk_is_reported_with_the_file(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_bytes(tmp_path / "f", b"new")
+    assert caught.value.filename == str(tmp_path / "f")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -334,8 +334,9 @@ class TestFit:
                         losses["generator"]["l1"] = losses["generator"]["l1"] * float("nan")
                     yield losses
 
-        with pytest.raises(DivergenceError, match="step 5: l1 of generator is nan"):
+        with pytest.raises(DivergenceError, match="step 5: l1 of generator is nan") as caught:
             train(tmp_path, task=Bad())
+        assert caught.value.exit_status == 1
         assert latest_checkpoint(tmp_path).name == "step-00000004"
 
     @pytest.mark.parametrize(
