@@ -22,7 +22,7 @@ class Demo:
     out: Path | None = None
     """Folder for everything that is made; runs/demo or runs/demo-NAME by default."""
     minutes: float | None = None
-    """Training time of all three stages together; 5.5 on the procedural world, 16 on a data set."""
+    """Training time of all three stages together; 6 on the procedural world, 16 on a data set."""
     gap: int = 4
     """Distance between two keyframes of the delivered stream, 1 to 12; the student is trained for it."""
     seed: int = 0
@@ -48,7 +48,7 @@ def run_demo(args: Demo) -> Path:
     from teachers import presets as teachers
 
     out = args.out or Path("runs") / ("demo" if args.data is None else f"demo-{args.data.resolve().name}")
-    minutes = args.minutes or (5.5 if args.data is None else 16.0)
+    minutes = args.minutes or (6.0 if args.data is None else 16.0)
     data = args.data
     if data is None:
         _say("procedural world")
