@@ -80,7 +80,32 @@ def test_the_line_runs_on_the_procedural_world_and_streams_every_frame(
     synthesised = tmp_path / "synthesised"
     assert main(["synthesize", "--run", str(tmp_path / "tkd"), "--data", str(world), "--out", str(synthesised)]) == 0
     assert cv2.imread(str(synthesised / labels.name / f"{first.stem}.png")).shape == (64, 128, 3)
+    check_refusals(world, tmp_path, capsys)
     check_damage(tmp_path / "student.v2v", labels, capsys)
+
+
+def check_refusals(world: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would spoil results or lose files is answered with one sentence before any work."""
+    teacher, skd, tkd = (str(out / name) for name in ("teacher", "skd", "tkd"))
+    given, again = ["--data", str(world)], ["--out", str(out / "synthesised")]
+    distil = ["train-tkd", "demo", *given, "--run", str(out / "refused"), *SIZE, *SHORT, "--quiet"]
+    pair, frames = ["--teacher", teacher, "--student", skd], "--recipe.data.sampling.num-frames"
+    cases = {
+        "exists already": ["synthesize", "--run", tkd, *given, *again],
+        "none is left": ["synthesize", "--run", tkd, *given, "--out", str(out / "other"), "--given-frames", "12"],
+        "student.v2v exists already": ["export", "--run", tkd, *given, "--out", str(out / "student.v2v")],
+        "cannot be the teacher": [*distil, "--teacher", skd, "--student", skd],
+        "cannot be the student": [*distil, "--teacher", teacher, "--student", teacher],
+        "too short for keyframes": [*distil, *pair, frames, "3"],
+        "scoring needs at least 13": [*distil, *pair, frames, "9", "--recipe.task.deployed-gap", "12"],
+        "must be multiples of": [*distil, *pair, frames, "9", "--recipe.data.folder.geometry.size", "66", "130"],
+    }
+    for said, command in cases.items():
+        capsys.readouterr()
+        assert main(command) == 2, said
+        assert said in capsys.readouterr().err
+    assert not (out / "refused").exists()
+    assert main(["synthesize", "--run", tkd, *given, *again, "--overwrite", "--write", "frames"]) == 0
 
 
 def check_damage(bundle: Path, labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
