@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from export.bundle import Manifest
 from export.engines import StepEngine
 from export.history import ArrayHistory
-from fastv2v.data.conditions import ConditionSpec, check_label_ids, encode_condition_numpy
+from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
 from fastv2v.errors import BundleError, ConfigError, DataError
 from interpolate.fill import Interpolator, StreamFiller
 from interpolate.keyframes import KeyframeConfig, KeyframeSelector
@@ -49,6 +49,8 @@ class ConditionMap:
     """Instance ids, (H, W)."""
     maps: NDArray[np.float32] | None = None
     """Condition channels, (C, H, W)."""
+    name: str | None = None
+    """What messages call it, such as its file; ``frame 3`` where it has none."""
 
 
 Condition = ConditionMap | NDArray[Any] | tuple[NDArray[np.integer], NDArray[np.integer]]
@@ -365,14 +367,29 @@ def _checked_seed(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
 def _checked_condition(condition: Condition, spec: ConditionSpec, size: tuple[int, int], where: str) -> ConditionMap:
     """A copy of the condition that is known to suit the bundle: the worker encodes it later."""
     given = _named(condition, spec)
+    where = given.name or where
     if spec.kind == "maps":
         shape = (spec.map_channels, *size)
         return ConditionMap(maps=_checked_array(given.maps, shape, "f", f"{where}: condition maps"))
     labels = _checked_array(given.labels, size, "iu", f"{where}: label map")
-    check_label_ids(labels, spec, where)
+    _check_known(labels, spec, where)
     if not spec.use_instances:
         return ConditionMap(labels=labels)
     return ConditionMap(labels=labels, instances=_checked_array(given.instances, size, "iu", f"{where}: instance map"))
+
+
+def _check_known(labels: NDArray[np.integer], spec: ConditionSpec, where: str) -> None:
+    """Refuse ids the bundle was not trained on; its classes cannot be changed any more, the label map can."""
+    unknown = (labels < 0) | (labels >= spec.num_classes)
+    if spec.ignore_id is not None:
+        unknown &= labels != spec.ignore_id
+    if unknown.any():
+        names = spec.class_names
+        ignored = "" if spec.ignore_id is None else f", and {spec.ignore_id} for none"
+        raise DataError(
+            f"{where}: label id {int(labels[unknown][0])} is out of range; the classes of this bundle are 0 "
+            f"({names[0]}) to {len(names) - 1} ({names[-1]}){ignored}: give the pixel one of these ids"
+        )
 
 
 def _named(condition: Condition, spec: ConditionSpec) -> ConditionMap:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from export.runtime import ConditionMap, open_bundle
+from export.bundle import Manifest
+from export.runtime import ConditionMap, DeliveredFrame, Stream, open_bundle
 from fastv2v.commands.arguments import parse
+from fastv2v.data.folder import by_number
 from fastv2v.data.images import is_image_file, read_image, read_label
+from fastv2v.data.transforms import GeometryConfig, Size, apply_geometry, draw_geometry
 from fastv2v.errors import ConfigError, DataError
-from fastv2v.video import VideoWriter, write_image
+from fastv2v.video import VIDEO_SUFFIXES, VideoWriter, write_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +33,9 @@ class StreamArgs:
     bundle: Path
     """Bundle folder, NAME.v2v."""
     conditions: Path
-    """Folder of one sequence's label maps, in the order of their names."""
+    """Folder of one sequence's label maps, all of one size, in the order of the numbers in their names."""
     out: Path
-    """Video to write (.mp4, .mkv), or a folder for PNG frames."""
+    """Video to write (.mp4, .mkv), or a folder for PNG frames. It appears when it is complete."""
     instances: Path | None = None
     """Folder of instance maps with the same names, where the bundle uses them."""
     seed_frame: Path | None = None
@@ -39,70 +45,172 @@ class StreamArgs:
     threads: int | None = None
     """CPU threads; all by default."""
     overwrite: bool = False
-    """Replace an output of this name."""
+    """Replace a video, or a folder of nothing but PNG frames, of this name as a whole."""
 
 
 def condition_files(folder: Path) -> list[Path]:
-    """Pictures of a folder, by name.
+    """Pictures of a folder in the order of a data set: by the numbers in their names.
 
     Raises:
-        DataError: if there is no such folder or it holds none.
+        DataError: if there is no such folder, it holds none, or two have the same stem.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder of label maps")
-    files = sorted(path for path in folder.iterdir() if is_image_file(path))
+        raise DataError(f"{folder}: there is no such folder of pictures; check the path")
+    files: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if is_image_file(path) and path.is_file()):
+        other = files.setdefault(path.stem, path)
+        if other != path:
+            raise DataError(f"{path} and {other.name} have the same stem; keep one of them")
     if not files:
         raise DataError(f"{folder} holds no pictures; give the folder of one sequence, such as DATA/test_A/clip_006")
-    return files
+    return [files[stem] for stem in sorted(files, key=by_number)]
+
+
+def instance_files(manifest: Manifest, files: Sequence[Path], folder: Path | None) -> list[Path] | None:
+    """The instance map of each label map, or None where the bundle uses none.
+
+    Raises:
+        ConfigError: if a folder is given to a bundle that uses none.
+        DataError: if the bundle uses them and one is missing.
+    """
+    if not manifest.condition.use_instances:
+        if folder is not None:
+            raise ConfigError(f"the bundle {manifest.name} uses no instance maps; leave out --instances {folder}")
+        return None
+    if folder is None:
+        raise DataError(
+            f"{files[0]}: the bundle {manifest.name} needs an instance map with each label map; give --instances DIR"
+        )
+    found = {path.stem: path for path in condition_files(folder)}
+    lacking = next((file for file in files if file.stem not in found), None)
+    if lacking is not None:
+        raise DataError(f"{lacking}: its instance map {folder / lacking.stem}.png is missing; give --instances DIR")
+    return [found[file.stem] for file in files]
 
 
 def read_conditions(
-    files: list[Path], size: tuple[int, int], *, labels: bool, instances: Path | None
+    files: Sequence[Path], size: Size, *, labels: bool, instances: Sequence[Path] | None
 ) -> Iterator[ConditionMap]:
-    """Condition of each frame at the bundle's size (height, width), nearest for ids."""
-    shape = (size[1], size[0])
-    for file in files:
+    """Condition of each frame, scaled as training data are: the nearest pixel for ids, an average for pictures.
+
+    Args:
+        files: pictures of one size.
+        size: (height, width) the bundle takes.
+        labels: whether they hold class ids, or else colours.
+        instances: instance map of each, of the same size.
+
+    Raises:
+        DataError: if a picture is damaged or of another size than the first.
+    """
+    first: tuple[Path, Size] | None = None
+    for index, file in enumerate(files):
+        picture = read_label(file) if labels else read_image(file)
+        first = first or (file, _size(picture))
+        _check_size(file, _size(picture), *first)
         if not labels:
-            picture = cv2.resize(read_image(file), shape, interpolation=cv2.INTER_AREA)
-            yield ConditionMap(maps=np.moveaxis(picture, -1, 0).astype(np.float32) / 127.5 - 1)
+            maps = np.moveaxis(_scale(picture, size, "image"), -1, 0).astype(np.float32) / 127.5 - 1
+            yield ConditionMap(maps=maps, name=str(file))
             continue
-        ids = cv2.resize(read_label(file), shape, interpolation=cv2.INTER_NEAREST_EXACT)
         borders = None
         if instances is not None:
-            borders = cv2.resize(
-                read_label(instances / f"{file.stem}.png"), shape, interpolation=cv2.INTER_NEAREST_EXACT
-            )
-        yield ConditionMap(labels=ids, instances=borders)
+            borders = read_label(instances[index])
+            _check_size(instances[index], _size(borders), file, first[1])
+            borders = _scale(borders, size, "label")
+        yield ConditionMap(labels=_scale(picture, size, "label"), instances=borders, name=str(file))
+
+
+def read_seed(path: Path, first: Path, size: Size) -> NDArray[np.uint8]:
+    """The real first frame at the bundle's size, (H, W, 3).
+
+    Args:
+        path: its file, of the bundle's size or that of ``first``.
+        first: first condition.
+        size: (height, width) the bundle takes.
+
+    Raises:
+        DataError: if it is damaged or of a third size.
+    """
+    picture = read_image(path)
+    if _size(picture) != size:
+        _check_size(path, _size(picture), first, _size(read_image(first)))
+    return _scale(picture, size, "image")
+
+
+def check_output(args: StreamArgs) -> None:
+    """Refuse an output that cannot be written or must not be replaced, before anything is computed.
+
+    Raises:
+        ConfigError: naming it and what to change.
+    """
+    out = args.out.resolve()
+    if out.suffix.lower() not in (*VIDEO_SUFFIXES, ""):
+        raise ConfigError(
+            f"{args.out}: nothing is written as {out.suffix}; name a video {' or '.join(VIDEO_SUFFIXES)}, or a folder "
+            "without a dot in its name"
+        )
+    given = (args.conditions, args.instances, args.seed_frame)
+    if any(path is not None and path.resolve().is_relative_to(out) for path in given):
+        raise ConfigError(f"{args.out} holds what is to be read; name another output")
+    if not out.exists() or (out.is_dir() and not out.suffix and not any(out.iterdir())):
+        return
+    if out.is_dir() == bool(out.suffix):
+        raise ConfigError(f"{args.out} is a {'folder' if out.is_dir() else 'file'} already; name another output")
+    if not args.overwrite:
+        raise ConfigError(f"{args.out} exists; name another output or give --overwrite")
+    strange = [] if out.suffix else [p.name for p in out.iterdir() if p.suffix != ".png" or not p.is_file()]
+    if strange:
+        raise ConfigError(
+            f"{args.out} holds {min(strange)}, which is no PNG frame, and is not replaced; name another output"
+        )
+
+
+def write_frames(out: Path, frames: Iterable[DeliveredFrame], names: Sequence[str], fps: float) -> None:
+    """Write a video, or a folder of ``<name>.png``; it takes its name, replacing what had it, when it is complete.
+
+    Args:
+        out: video, or folder where it has no extension.
+        frames: every frame in order.
+        names: stem of each, for a folder.
+        fps: delivered frames per second, for a video.
+
+    Raises:
+        MediaError: if a file cannot be written.
+    """
+    out = out.resolve()
+    if out.suffix:
+        with VideoWriter(out, fps) as writer:
+            for item in frames:
+                writer.write(item.frame)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # mkdtemp's own folder is private to the user; the one inside gets ordinary permissions.
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        made, old = scratch / "new", scratch / "old"
+        made.mkdir()
+        for item in frames:
+            write_image(made / f"{names[item.index]}.png", item.frame)
+        replaces = out.exists()
+        if replaces:
+            os.replace(out, old)
+        try:
+            os.replace(made, out)
+        except OSError:
+            if replaces:
+                os.replace(old, out)
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main(argv: list[str]) -> int:
     """``fastv2v stream --bundle NAME.v2v --conditions DIR --out VIDEO``."""
     args = parse(StreamArgs, "fastv2v stream", argv)
-    if args.out.exists() and not args.overwrite:
-        raise ConfigError(f"{args.out} exists; name another output or give --overwrite")
+    check_output(args)
     files = condition_files(args.conditions)
-    stream = open_bundle(args.bundle, engine=args.engine, threads=args.threads)
-    manifest = stream.manifest
-    if args.seed_frame is not None:
-        height, width = manifest.size
-        stream.restart(cv2.resize(read_image(args.seed_frame), (width, height), interpolation=cv2.INTER_AREA))
-    conditions = read_conditions(
-        files, manifest.size, labels=manifest.condition.kind == "labels", instances=args.instances
-    )
-    began = time.perf_counter()
-    delivered = stream.frames(conditions)
-    bar = tqdm(delivered, total=len(files), unit="frame", desc=args.bundle.stem, dynamic_ncols=True)
-    if args.out.suffix.lower() in (".mp4", ".mkv"):
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with VideoWriter(args.out, manifest.fps) as writer:
-            for item in bar:
-                writer.write(item.frame)
-    else:
-        for item in bar:
-            write_image(args.out / f"{files[item.index].stem}.png", item.frame)
-    seconds = time.perf_counter() - began
-    stats = stream.stats
-    stream.close()
+    with open_bundle(args.bundle, engine=args.engine, threads=args.threads) as stream:
+        seconds = _run(args, stream, files)
+        stats = stream.stats
     print(
         f"{args.out}: {stats.frames} frames ({stats.keyframes} synthesised) in {seconds:.2f} s with reading and "
         f"writing, {stats.frames / seconds:.1f} frames/s; synthesis {stats.synthesis_s:.2f} s, filling "
@@ -121,3 +229,37 @@ def main(argv: list[str]) -> int:
         )
     )
     return 0
+
+
+def _run(args: StreamArgs, stream: Stream, files: list[Path]) -> float:
+    """Write every frame with a progress bar; returns the seconds it took."""
+    manifest = stream.manifest
+    instances = instance_files(manifest, files, args.instances)
+    if args.seed_frame is not None:
+        stream.restart(read_seed(args.seed_frame, files[0], manifest.size))
+    labels = manifest.condition.kind == "labels"
+    conditions = read_conditions(files, manifest.size, labels=labels, instances=instances)
+    began = time.perf_counter()
+    with tqdm(
+        stream.frames(conditions), total=len(files), unit="frame", desc=args.bundle.stem, dynamic_ncols=True
+    ) as bar:
+        write_frames(args.out, bar, [file.stem for file in files], manifest.fps)
+    return time.perf_counter() - began
+
+
+def _size(picture: NDArray[Any]) -> Size:
+    return picture.shape[0], picture.shape[1]
+
+
+def _check_size(path: Path, size: Size, other: Path, expected: Size) -> None:
+    if size != expected:
+        raise DataError(
+            f"{path} is {size[1]}x{size[0]} pixels and {other} is {expected[1]}x{expected[0]}; all pictures of a "
+            "stream must have the same size"
+        )
+
+
+def _scale(picture: NDArray[Any], size: Size, kind: Literal["image", "label"]) -> NDArray[Any]:
+    """To the bundle's size by the rules of the data set."""
+    config = GeometryConfig(mode="exact", size=size, interpolation="area")
+    return apply_geometry(draw_geometry(config, _size(picture), None, "test"), picture, kind)

@@ -24,6 +24,8 @@ class World:
     """Clips to train on, each another street."""
     test_clips: int = 2
     """Clips held out, other streets again."""
+    flow: bool = False
+    """Also write the exact optical flow both ways."""
     num_workers: int = 2
     """Processes that draw; the result does not depend on it."""
     overwrite: bool = False
@@ -45,6 +47,7 @@ def make_world(args: World) -> Path:
             test_clips=args.test_clips,
             num_workers=args.num_workers,
             overwrite=args.overwrite,
+            write_flow=args.flow,
             progress=progress,
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +62,7 @@ class Clip:
         info = tuple(replace(i, indices=i.indices[cut], names=i.names[cut]) for i in self.info)
         return replace(self._map(lambda x: x[:, cut]), info=info)
 
-    def _map(self, fn) -> Clip:  # type: ignore[no-untyped-def]
-        tensors = {k: fn(v) for k in ("frames", "labels", "instances", "maps") if (v := getattr(self, k)) is not None}
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Clip:
+        names = ("frames", "labels", "instances", "maps")
+        tensors: dict[str, Any] = {k: fn(v) for k in names if (v := getattr(self, k)) is not None}
         return replace(self, **tensors)

@@ -350,7 +350,7 @@ def _pair(config: FolderConfig, found: Mapping[str, Mapping[str, Mapping[str, Pa
         files = {modality: sequences.get(name, {}) for modality, sequences in found.items()}
         if not any(files.values()):
             raise DataError(f"{config.root}: sequence '{name}' is empty; remove its folder or fill it with images")
-        stems = sorted({stem for paths in files.values() for stem in paths}, key=_by_number)
+        stems = sorted({stem for paths in files.values() for stem in paths}, key=by_number)
         gaps = [gap for modality, paths in files.items() if (gap := _describe_gap(modality, paths, files, stems))]
         if gaps:
             raise DataError(
@@ -373,8 +373,8 @@ def _describe_gap(
     return f"{len(lacking)} {' and '.join(owners)} have no {MODALITIES[modality].noun} ({first})"
 
 
-def _by_number(stem: str) -> tuple[list[tuple[int, int | str]], str]:
-    """Sort key by the numbers in a name, so that frame_2 precedes frame_10; the usual order where they are padded."""
+def by_number(stem: str) -> tuple[list[tuple[int, int | str]], str]:
+    """Sort key by the numbers in a stem, so that frame_2 precedes frame_10; the usual order where they are padded."""
     parts = re.findall(r"\d+|\D+", stem)
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts], stem
 
