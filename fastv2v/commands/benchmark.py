@@ -154,14 +154,14 @@ def _run_suites(args: Benchmark, threads: int, out: Path) -> dict[str, Any]:
     size = stream.manifest.size
     folder = open_folder(data_of(teacher.architecture, args.data, "test"))
     check_condition(teacher.architecture, folder, str(args.teacher))
-    if spec != folder.spec:
+    if stream.manifest.condition != folder.spec:
         raise ConfigError(
             f"{args.bundle} and {args.teacher} take different conditions; export a student of this teacher"
         )
     clips = [read_sequence(folder, i, 0, min(args.max_frames, count)) for i, count in enumerate(folder.lengths)]
-    bench = _Bench(args, device, teacher, stream, folder, clips, threads, out)
-    if clips and clips[0].size != size:
+    if clips[0].size != size:
         raise ConfigError(f"{args.bundle} makes frames of {size}, {args.teacher} was trained at {clips[0].size}")
+    bench = _Bench(args, device, teacher, stream, folder, clips, threads, out)
     measures = {"cost": _cost, "fps": _fps, "quality": _quality, "interpolation": _interpolation}
     command = {"engine": args.engine, "threads": threads, "repeats": args.repeats, "max_frames": args.max_frames}
     write_json(out / SOURCES, {"runs": [str(run) for run in args.runs], "suites": list(args.suites), **command})
