@@ -106,7 +106,7 @@ def demo() -> TeacherRecipe:
             log_every=10,
             sample_every=100,
             eval_every=25,
-            checkpoint_every=25,
+            checkpoint_every=10,
         ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.cost import step_cost
 from benchmarks.fps import compare_streams, measure_step, speed_ratio
 from benchmarks.interpolation import interpolation_benchmark
-from benchmarks.quality import mean_scores, quality_table, score_rows
+from benchmarks.quality import MEAN_COLOUR, mean_scores, quality_table, score_rows
 from benchmarks.results import BenchmarkResult, format_table, write_result
 from export.runtime import ConditionMap, DeliveredFrame, Stream, open_bundle
 from fastv2v.architecture import Trained, load_trained
@@ -340,11 +341,32 @@ def _interpolation(bench: _Bench) -> list[dict[str, Any]]:
     return [{"name": row["method"], **row} for row in rows]
 
 
+def _shortcomings(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What a reader of the numbers must know before trusting them."""
+    scores = {row["name"]: row["psnr_db"] for row in rows.get("quality", ()) if row["frames"] == "all"}
+    floor = scores.get(MEAN_COLOUR)
+    found = [
+        f"the {name} does not beat mean colours ({scores[name]:.2f} against {floor:.2f} dB): it has not learnt yet; "
+        "train longer"
+        for name in (TEACHER, DELIVERED)
+        if floor is not None and name in scores and scores[name] <= floor
+    ]
+    for row in rows.get("fps", ()):
+        if row["spread"] > 0.25 * row["median"]:
+            found.append(
+                f"the speed of the {row['name']} varied by {row['spread']:.0f} around {row['median']:.0f} frames/s: "
+                "the machine was busy with something else; measure again"
+            )
+    return found
+
+
 def measure_and_show(args: Benchmark) -> Path:
     """Run the suites, print their tables and one JSON object as the last line; returns the page."""
     rows = run_benchmark(args)
     for suite, of in rows.items():
         print(f"\n{suite}\n{format_table(of, COLUMNS[suite])}")
+    for warning in _shortcomings(rows):
+        print(f"warning: {warning}", file=sys.stderr)
     page = args.out / PAGE
     line = json.dumps({"out": str(args.out), "page": str(page), "suites": rows}, default=float)
     if args.json is not None:

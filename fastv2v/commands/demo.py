@@ -27,10 +27,12 @@ class Demo:
     """Distance between two keyframes of the delivered stream, 1 to 12; the student is trained for it."""
     seed: int = 0
     """Root of all randomness."""
+    overwrite: bool = False
+    """Delete the runs of an earlier demo in the same folder and train anew, for example with other minutes."""
 
     def __post_init__(self) -> None:
-        if self.minutes is not None and self.minutes <= 0:
-            raise ConfigError(f"minutes must be positive, got {self.minutes}")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ConfigError(f"minutes must be a positive number, got {self.minutes}")
         if not 1 <= self.gap <= 12:
             raise ConfigError(f"gap must lie in 1 to 12, got {self.gap}")
 
@@ -52,10 +54,12 @@ def run_demo(args: Demo) -> Path:
     data = args.data
     if data is None:
         _say("procedural world")
-        data = world.make_world(world.World(out=out / "world", world=WorldConfig(seed=args.seed)))
+        data = world.make_world(
+            world.World(out=out / "world", world=WorldConfig(seed=args.seed), overwrite=args.overwrite)
+        )
 
     def timed(config: Any, stage: str) -> Any:
-        return replace(config, max_minutes=minutes * SHARES[stage], seed=args.seed)
+        return replace(config, max_minutes=round(minutes * SHARES[stage], 3), seed=args.seed)
 
     longest = max(open_folder(teachers.demo().data.at(data, "train")).lengths)
 
@@ -75,12 +79,16 @@ def run_demo(args: Demo) -> Path:
     _say(f"teacher, {minutes * SHARES['teacher']:.1f} minutes")
     recipe = shortened(teachers.demo())
     recipe = replace(recipe, train=timed(recipe.train, "teacher"))
-    train.train_teacher(train.TrainTeacher(data=data, run=out / "teacher", recipe=recipe))
+    train.train_teacher(train.TrainTeacher(data=data, run=out / "teacher", recipe=recipe, overwrite=args.overwrite))
 
     _say(f"spatial distillation, {minutes * SHARES['spatial']:.1f} minutes")
     spatial = shortened(train.spatial_presets()["demo"][1])
     spatial = replace(spatial, train=timed(spatial.train, "spatial"))
-    train.train_spatial(train.TrainSpatial(data=data, teacher=out / "teacher", run=out / "student-skd", recipe=spatial))
+    train.train_spatial(
+        train.TrainSpatial(
+            data=data, teacher=out / "teacher", run=out / "student-skd", recipe=spatial, overwrite=args.overwrite
+        )
+    )
 
     _say(f"temporal distillation, {minutes * SHARES['temporal']:.1f} minutes")
     temporal = shortened(train.temporal_presets()["demo"][1])
@@ -95,16 +103,20 @@ def run_demo(args: Demo) -> Path:
     )
     train.train_temporal(
         train.TrainTemporal(
-            data=data, teacher=out / "teacher", student=out / "student-skd", run=out / "student-tkd", recipe=temporal
+            data=data,
+            teacher=out / "teacher",
+            student=out / "student-skd",
+            run=out / "student-tkd",
+            recipe=temporal,
+            overwrite=args.overwrite,
         )
     )
 
     _say("export")
     bundle = out / "student.v2v"
     keyframes = replace(export.KeyframeConfig(), gap=args.gap)
-    export.export_bundle(
-        export.Export(run=out / "student-tkd", data=data, out=bundle, keyframes=keyframes, overwrite=True)
-    )
+    request = export.Export(run=out / "student-tkd", data=data, out=bundle, keyframes=keyframes, overwrite=True)
+    export.show(request, export.export_bundle(request))
 
     _say("stream and benchmark")
     runs = tuple(out / name for name in ("teacher", "student-skd", "student-tkd"))

@@ -155,10 +155,8 @@ def training_commit(checkpoint: Path) -> str | None:
     return None if commit is None else str(commit)
 
 
-def main(argv: list[str]) -> int:
-    """``fastv2v export --run RUN --data DIR --out NAME.v2v``."""
-    args = parse(Export, "fastv2v export", argv)
-    manifest = export_bundle(args)
+def show(args: Export, manifest: Manifest) -> None:
+    """Tell people what the bundle holds and which engine was chosen."""
     print(
         f"{args.out}: graph equals torch within {manifest.parity.max_abs_diff:.1e} over {manifest.parity.frames} "
         f"frames; {manifest.cost.macs_per_keyframe / 1e9:.2f} GMACs per keyframe"
@@ -168,5 +166,12 @@ def main(argv: list[str]) -> int:
         print(f"  {m.engine} {m.precision}: {took}")
     if manifest.engine:
         print(f"  chosen: {manifest.engine.engine} {manifest.engine.precision}")
+
+
+def main(argv: list[str]) -> int:
+    """``fastv2v export --run RUN --data DIR --out NAME.v2v``."""
+    args = parse(Export, "fastv2v export", argv)
+    manifest = export_bundle(args)
+    show(args, manifest)
     print(json.dumps({"bundle": str(args.out), "manifest": manifest.to_json()}))
     return 0
