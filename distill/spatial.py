@@ -76,7 +76,7 @@ class SpatialTask:
             uses_flow=student.config.use_flow, more=config.weights.active()
         )
 
-    def step(self, clip: Clip, rng: torch.Generator) -> Iterator[Losses]:
+    def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
         """Losses of every player, chunk after chunk."""
         conditions = encode_clip(self.spec, clip)
         reference = self.objective.reference(conditions, clip.frames)

@@ -87,7 +87,7 @@ class TemporalTask:
             uses_flow=student.config.use_flow, more=weights.active()
         )
 
-    def step(self, clip: Clip, rng: torch.Generator) -> Iterator[Losses]:
+    def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
         """Losses of every player, chunk after chunk."""
         gap = draw_gap(self.config.gap, clip.num_frames, self.student.history_length, rng)
         start = draw_start(self.config.rollout, rng)

@@ -304,7 +304,7 @@ class EngineStep:
         """
         if condition.shape[0] != 1:
             raise ShapeError(f"an engine takes one video at a time, got a batch of {condition.shape[0]}")
-        arrays = (x.detach().cpu().float().numpy() for x in (condition, *history))
+        arrays = (x.detach().cpu().float().numpy() for x in (condition, *history[:3]))
         made = {name: torch.from_numpy(x).to(condition.device) for name, x in self.engine.run(*arrays).items()}
         frame = made["frame"]
         output = FrameOutput(frame, made.get("hallucinated", frame), None, made.get("flow"), made.get("occlusion"))

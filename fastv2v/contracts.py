@@ -31,6 +31,9 @@ class History(NamedTuple):
     valid: Tensor
     """(B,) float: 1 where the latest history frame exists, 0 at the very start of a video. At 0 nothing is warped and
     the frame is hallucinated whole (vid2vid's ``no_first_img``)."""
+    coarse_frames: tuple[Tensor, ...] = ()
+    """Own frames of the coarser scales of a coarse-to-fine generator, coarsest first, each (B, N-1, 3, H/2^k, W/2^k).
+    Empty before the first step: such a generator then starts from the averaged given frames."""
 
 
 class FrameOutput(NamedTuple):
@@ -96,12 +99,13 @@ class Task(Protocol):
     weights: Mapping[str, Mapping[str, float]]
     """Loss weight for every term of every player; names must equal those ``step`` gives."""
 
-    def step(self, clip: Clip, rng: torch.Generator) -> Iterator[Losses]:
+    def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
         """Yield the losses of one clip, chunk after chunk.
 
         The loop updates every player after each yield and before it asks for the next chunk, so a task may carry
         detached history from chunk to chunk in local variables. ``rng`` is seeded alike for all clips of one update, on
-        every rank, so that what it decides (a start, a gap) is the same for all of them.
+        every rank, so that what it decides (a start, a gap) is the same for all of them. ``at`` counts the training
+        steps made before this one: what follows a schedule derives from it alone, so that a resumed run meets the same.
         """
         ...
 

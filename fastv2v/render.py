@@ -49,7 +49,10 @@ def _last(x: Tensor, count: int) -> Tensor:
 
 
 def advance(history: History, condition: Tensor, frame: Tensor) -> History:
-    """History after ``frame`` was made from ``condition``: the oldest step leaves, this one enters."""
+    """History after ``frame`` was made from ``condition``: the oldest step leaves, this one enters.
+
+    Of one scale: a coarse-to-fine generator adds its coarse frames itself.
+    """
     return History(
         torch.cat([history.conditions[:, 1:], condition.unsqueeze(1)], dim=1),
         torch.cat([history.frames[:, 1:], frame.unsqueeze(1)], dim=1),
@@ -59,7 +62,8 @@ def advance(history: History, condition: Tensor, frame: Tensor) -> History:
 
 def detach(history: History) -> History:
     """The same history cut from the graph."""
-    return History(*(x.detach() for x in history))
+    conditions, frames, valid, coarse = history
+    return History(conditions.detach(), frames.detach(), valid.detach(), tuple(x.detach() for x in coarse))
 
 
 def rollout(model: StepModel, conditions: Tensor, history: History) -> Iterator[FrameOutput]:

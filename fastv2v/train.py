@@ -258,7 +258,10 @@ class _Session:
         # All clips of an update, on all ranks, draw the same: a gap decides how many chunks there are, and processes
         # that disagree about it would wait for each other for ever.
         rngs = [generator_for(self._config.seed, "task", self.step) for _ in clips]
-        runs = [iter(self._task.step(clip.to(self._device.device), rng)) for clip, rng in zip(clips, rngs, strict=True)]
+        at = self.step - 1
+        runs = [
+            iter(self._task.step(clip.to(self._device.device), rng, at)) for clip, rng in zip(clips, rngs, strict=True)
+        ]
         chunks = 0
         while self._train_chunk(runs):
             chunks += 1

@@ -15,8 +15,8 @@ from fastv2v.errors import ConfigError
 from fastv2v.nn.blocks import NormKind, init_gan_weights
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.discriminator import DiscriminatorConfig, MultiScaleDiscriminator, PatchDiscriminator
-from teachers.local import LocalConfig, LocalGenerator
-from teachers.single_image import SingleImageConfig, SingleImageGenerator
+from fastv2v.nn.local import LocalConfig, LocalGenerator
+from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 
 T = TypeVar("T")
 Config = CompositeConfig | LocalConfig | SingleImageConfig | DiscriminatorConfig

@@ -52,7 +52,7 @@ class TeacherTask:
         self.players: Mapping[str, nn.Module] = {"generator": generator, **objective.discriminators}
         self.weights: Mapping[str, Mapping[str, float]] = objective.weights(uses_flow=generator.config.use_flow)
 
-    def step(self, clip: Clip, rng: torch.Generator) -> Iterator[Losses]:
+    def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
         """Losses of every player, chunk after chunk."""
         conditions = encode_clip(self.spec, clip)
         reference = self.objective.reference(conditions, clip.frames)

@@ -99,7 +99,7 @@ def temporal_task(student, teacher, weights, gap=2, chunk_frames=0, perceptual=F
 
 def run_step(task, clip, seed=0):
     """Generator terms of every chunk."""
-    return [losses["generator"] for losses in task.step(clip, torch.Generator().manual_seed(seed))]
+    return [losses["generator"] for losses in task.step(clip, torch.Generator().manual_seed(seed), 0)]
 
 
 class TestTeacher:
@@ -437,7 +437,7 @@ class TestTraining:
     def test_names_of_terms_and_weights_agree_and_every_parameter_gets_a_gradient(self, kind):
         task = real_task(kind)
         reached = set()
-        for losses in task.step(next(label_clips(0)), torch.Generator().manual_seed(1)):
+        for losses in task.step(next(label_clips(0)), torch.Generator().manual_seed(1), 0):
             assert {p: set(terms) for p, terms in losses.items()} == {p: set(w) for p, w in task.weights.items()}
             total = weighted_total(losses["generator"], task.weights["generator"])
             names, parameters = zip(*task.student.named_parameters(), strict=True)

@@ -7,7 +7,7 @@ from fastv2v.contracts import History
 from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator, Features
 from fastv2v.ops.warp import warp_backward
-from teachers.local import LocalConfig, LocalGenerator
+from fastv2v.nn.local import LocalConfig, LocalGenerator
 
 CHANNELS, SIZE = 5, (16, 24)
 

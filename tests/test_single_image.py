@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastv2v.errors import ConfigError, ShapeError
-from teachers.single_image import SingleImageConfig, SingleImageGenerator
+from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 
 
 def tiny(**settings):

@@ -98,7 +98,7 @@ def test_a_few_steps_on_one_clip_lower_its_loss():
     clip, optimizer = make_clip(batch=1), torch.optim.Adam(task.generator.parameters(), 1e-2)
     weights, history = {"reconstruction": 1.0}, []
     for _ in range(12):
-        for losses in task.step(clip, torch.Generator()):
+        for losses in task.step(clip, torch.Generator(), 0):
             loss = weighted_total({"reconstruction": losses["generator"]["reconstruction"]}, weights)
             optimizer.zero_grad()
             loss.backward()
@@ -117,7 +117,7 @@ def test_it_is_a_task_whose_players_share_names_with_their_weights():
 @pytest.mark.parametrize(("chunk_frames", "expected"), [(0, 1), (1, 4), (2, 2), (3, 2)])
 def test_every_chunk_gives_every_term(chunk_frames, expected):
     task = make_task(RolloutConfig(chunk_frames=chunk_frames))
-    chunks = list(task.step(make_clip(), torch.Generator().manual_seed(0)))
+    chunks = list(task.step(make_clip(), torch.Generator().manual_seed(0), 0))
     assert len(chunks) == expected
     for losses in chunks:
         assert {p: set(terms) for p, terms in losses.items()} == {p: set(w) for p, w in task.weights.items()}
@@ -126,21 +126,21 @@ def test_every_chunk_gives_every_term(chunk_frames, expected):
 
 def test_past_frames_reach_the_temporal_discriminator_of_the_next_chunk():
     task = make_task(RolloutConfig(chunk_frames=1))
-    chunks = list(task.step(make_clip(), torch.Generator().manual_seed(0)))
+    chunks = list(task.step(make_clip(), torch.Generator().manual_seed(0), 0))
     judged = [chunk["temporal_discriminator"]["real"].requires_grad for chunk in chunks]
     assert judged == [False, False, True, True]  # the third made frame completes the first three
 
 
 def test_the_same_generator_state_gives_the_same_losses():
     task = make_task()
-    first, second = (list(task.step(make_clip(), torch.Generator().manual_seed(5))) for _ in range(2))
+    first, second = (list(task.step(make_clip(), torch.Generator().manual_seed(5), 0)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert all(torch.equal(a[player][term], b[player][term]) for player in PLAYERS for term in a[player])
 
 
 def test_a_cold_start_teaches_no_motion_in_its_first_frame():
     task = make_task(RolloutConfig(chunk_frames=1, start_from_nothing=1, start_from_one=0))
-    first, second, *_ = task.step(make_clip(), torch.Generator())
+    first, second, *_ = task.step(make_clip(), torch.Generator(), 0)
     for name in ("flow", "flow_warp", "warp", "occlusion"):
         assert first["generator"][name].item() == 0
     assert second["generator"]["flow_warp"].item() > 0
@@ -162,4 +162,4 @@ def test_sample_and_evaluation_roll_out_from_the_first_real_frame():
 @pytest.mark.parametrize("frames", [1, 2])
 def test_clips_that_are_too_short_are_refused(frames):
     with pytest.raises(DataError, match=r"at least \d frames"):
-        next(make_task().step(make_clip(frames=frames), torch.Generator()))
+        next(make_task().step(make_clip(frames=frames), torch.Generator(), 0))

@@ -53,7 +53,7 @@ class ToyTask:
         )
         return self.players["generator"](torch.cat([clip.frames[:, t - 1], noise], dim=1))
 
-    def step(self, clip, rng):
+    def step(self, clip, rng, at):
         discriminator = self.players["discriminator"]
         for t in range(1, clip.num_frames):
             real, fake = clip.frames[:, t], self.generate(clip, t, rng)
@@ -206,7 +206,7 @@ class TestDevice:
     def test_gradients_of_one_player_do_not_touch_the_other(self):
         task = ToyTask()
         generator, discriminator = ([*task.players[name].parameters()] for name in ("generator", "discriminator"))
-        losses = next(task.step(toy_clip(0), generator_for(0)))
+        losses = next(task.step(toy_clip(0), generator_for(0), 0))
         g_total = losses["generator"]["gan"]
         got = player_gradients(g_total, generator, retain_graph=True)
         assert all(p.grad is None for p in generator + discriminator)
@@ -218,8 +218,8 @@ class TestDevice:
 class TestFit:
     def test_each_player_follows_its_own_loss_only(self, tmp_path):
         class Opposed(ToyTask):
-            def step(self, clip, rng):
-                for losses in super().step(clip, rng):
+            def step(self, clip, rng, at):
+                for losses in super().step(clip, rng, at):
                     yield {**losses, "discriminator": {"gan": 0 * losses["discriminator"]["gan"]}}
 
         task = Opposed()
@@ -327,9 +327,9 @@ class TestFit:
         class Bad(ToyTask):
             count = 0
 
-            def step(self, clip, rng):
+            def step(self, clip, rng, at):
                 self.count += 1
-                for losses in super().step(clip, rng):
+                for losses in super().step(clip, rng, at):
                     if self.count == 5:
                         losses["generator"]["l1"] = losses["generator"]["l1"] * float("nan")
                     yield losses
@@ -355,8 +355,8 @@ class TestFit:
     )
     def test_losses_must_fit_the_players(self, tmp_path, change, message):
         class Odd(ToyTask):
-            def step(self, clip, rng):
-                return map(change, super().step(clip, rng))
+            def step(self, clip, rng, at):
+                return map(change, super().step(clip, rng, at))
 
         with pytest.raises(ConfigError, match=message):
             train(tmp_path, task=Odd())
@@ -364,8 +364,8 @@ class TestFit:
     @pytest.mark.parametrize("losses_of_other", [{}, {"discriminator": {"gan": torch.zeros(())}}])
     def test_a_player_without_losses_is_not_updated_and_told(self, tmp_path, caplog, losses_of_other):
         class Alone(ToyTask):
-            def step(self, clip, rng):
-                return ({"generator": losses["generator"], **losses_of_other} for losses in super().step(clip, rng))
+            def step(self, clip, rng, at):
+                return ({"generator": losses["generator"], **losses_of_other} for losses in super().step(clip, rng, at))
 
         before = [p.detach().clone() for p in ToyTask().players["discriminator"].parameters()]
         result, task = train(tmp_path, task=Alone())

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastv2v.errors import DataError
+
 
 @dataclass(frozen=True)
 class ClipInfo:
@@ -39,6 +41,9 @@ class Clip:
     """(B, T, H, W) instance ids, int32."""
     maps: Tensor | None = None
     """(B, T, C, H, W) float32 condition channels."""
+    flow: Tensor | None = None
+    """Flow read from files, (B, T-1, 2, H, W) float32 in pixels: entry t from frame t+1 to frame t. Only clips of
+    neighbouring frames have it."""
     info: tuple[ClipInfo, ...] = ()
     """One record per batch entry."""
 
@@ -57,12 +62,20 @@ class Clip:
         return self._map(lambda x: x.to(device, non_blocking=True))
 
     def take(self, start: int, stop: int, step: int = 1) -> Clip:
-        """The frames ``start:stop:step`` of every clip."""
+        """The frames ``start:stop:step`` of every clip.
+
+        Raises:
+            DataError: if frames are left out of a clip that carries flow from files.
+        """
         cut = slice(start, stop, step)
+        if step != 1 and self.flow is not None:
+            raise DataError("flow files hold flow between neighbouring frames; estimate it for frames further apart")
         info = tuple(replace(i, indices=i.indices[cut], names=i.names[cut]) for i in self.info)
-        return replace(self._map(lambda x: x[:, cut]), info=info)
+        between = range(self.num_frames)[cut][1:]
+        flow = None if self.flow is None else self.flow[:, [t - 1 for t in between]]
+        return replace(replace(self, flow=None)._map(lambda x: x[:, cut]), flow=flow, info=info)
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Clip:
-        names = ("frames", "labels", "instances", "maps")
+        names = ("frames", "labels", "instances", "maps", "flow")
         tensors: dict[str, Any] = {k: fn(v) for k in names if (v := getattr(self, k)) is not None}
         return replace(self, **tensors)

@@ -264,7 +264,7 @@ def check_step_inputs(condition: Tensor, history: History, channels: int, past: 
         ShapeError: if they do not.
     """
     batch, (height, width) = condition.shape[0], condition.shape[-2:]
-    got = [tuple(x.shape) for x in (condition, *history)]
+    got = [tuple(x.shape) for x in (condition, history.conditions, history.frames, history.valid)]
     if got != [
         (batch, channels, height, width),
         (batch, past, channels, height, width),
