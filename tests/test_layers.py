@@ -37,6 +37,7 @@ TORCH_FREE = (
     "fastv2v.data.classes",
     "fastv2v.data.conditions",
     "fastv2v.data.drawing",
+    "fastv2v.data.face",
     "fastv2v.data.folder",
     "fastv2v.data.images",
     "fastv2v.data.pose",
