@@ -17,7 +17,7 @@ from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
 from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
 from fastv2v.losses.rollout import RolloutConfig, draw_start, training_rollout
-from fastv2v.nn.composite import CompositeGenerator
+from fastv2v.nn.coarse_to_fine import VideoGenerator
 from fastv2v.ops.labels import encode_clip
 from fastv2v.render import render_clip
 from fastv2v.score import clip_psnr
@@ -60,8 +60,8 @@ class SpatialTask:
 
     def __init__(
         self,
-        student: CompositeGenerator,
-        teacher: CompositeGenerator,
+        student: VideoGenerator,
+        teacher: VideoGenerator,
         spec: ConditionSpec,
         objective: VideoObjective,
         config: SpatialConfig,
@@ -73,28 +73,28 @@ class SpatialTask:
         self.spec, self.objective, self.config = spec, objective, config
         self.players: Mapping[str, nn.Module] = {"generator": student, **objective.discriminators}
         self.weights: Mapping[str, Mapping[str, float]] = objective.weights(
-            uses_flow=student.config.use_flow, more=config.weights.active()
+            uses_flow=student.uses_flow, more=config.weights.active()
         )
 
     def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
         """Losses of every player, chunk after chunk."""
         conditions = encode_clip(self.spec, clip)
-        reference = self.objective.reference(conditions, clip.frames)
+        reference = self.objective.reference(conditions, clip.frames, clip.flow)
         start = draw_start(self.config.rollout, rng)
         goal = teacher_rollout(self.teacher, conditions, clip.frames, start).frame
         past: list[Tensor] = []
-        for chunk in training_rollout(self.student, conditions, clip.frames, start, self.config.rollout):
-            losses = self.objective.chunk_losses(chunk, reference, past)
+        for chunk in training_rollout(self.student, conditions, clip.frames, start, self.config.rollout, at):
             first, count = chunk.start, chunk.output.frame.shape[1]
+            offset = first - self.student.history_length
+            losses = self.objective.chunk_losses(chunk, reference, past, num_made=offset)
             mask = distill_mask(
                 self.config.mask,
                 reference.flow[:, first - 1 : first - 1 + count],
                 reference.confidence[:, first - 1 : first - 1 + count],
             )
-            offset = first - self.student.history_length
             losses["generator"].update(self._terms(chunk.output.frame, goal[:, offset : offset + count], mask))
             yield losses
-            past = [*past, *chunk.output.frame.detach().unbind(1)][-(self.objective.config.temporal_window - 1) :]
+            past = self.objective.past_after(past, chunk)
 
     def _terms(self, made: Tensor, goal: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Distillation terms of one chunk, (B, n, 3, H, W) each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from fastv2v.errors import ConfigError
 from fastv2v.losses.flow import masked_l1
 from fastv2v.losses.objective import ObjectiveConfig, Reference, VideoObjective
 from fastv2v.losses.rollout import RolloutConfig, draw_start, training_rollout
-from fastv2v.nn.composite import CompositeGenerator
+from fastv2v.nn.coarse_to_fine import VideoGenerator
+from fastv2v.ops.flow import FilesFlow
 from fastv2v.ops.labels import encode_clip
 from fastv2v.render import Chunk, render_clip
 from fastv2v.score import clip_psnr
@@ -68,8 +69,8 @@ class TemporalTask:
 
     def __init__(
         self,
-        student: CompositeGenerator,
-        teacher: CompositeGenerator,
+        student: VideoGenerator,
+        teacher: VideoGenerator,
         spec: ConditionSpec,
         objective: VideoObjective,
         config: TemporalConfig,
@@ -78,13 +79,18 @@ class TemporalTask:
         weights = config.weights
         if (weights.kd_perceptual or weights.kd_temporal) and objective.perceptual is None:
             raise ConfigError("kd_perceptual and kd_temporal need the perceptual network")
-        if weights.kd_flow and not (student.config.use_flow and teacher.config.use_flow):
+        if weights.kd_flow and not (student.uses_flow and teacher.uses_flow):
             raise ConfigError("kd_flow needs a flow branch in teacher and student")
+        if isinstance(objective.estimator, FilesFlow):
+            raise ConfigError(
+                "temporal distillation needs reference flow across keyframe gaps and flow files hold neighbouring frames "
+                "only; use an estimator (--helpers.flow medium)"
+            )
         self.student, self.teacher = student, teacher
         self.spec, self.objective, self.config = spec, objective, config
         self.players: Mapping[str, nn.Module] = {"generator": student, **objective.discriminators}
         self.weights: Mapping[str, Mapping[str, float]] = objective.weights(
-            uses_flow=student.config.use_flow, more=weights.active()
+            uses_flow=student.uses_flow, more=weights.active()
         )
 
     def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
@@ -93,20 +99,21 @@ class TemporalTask:
         start = draw_start(self.config.rollout, rng)
         conditions = encode_clip(self.spec, clip)
         taught = teacher_rollout(self.teacher, conditions, clip.frames, start)
-        keyframes = clip.take(0, clip.num_frames, gap)
+        keyframes = replace(clip, flow=None).take(0, clip.num_frames, gap)  # flow files know no gaps
         key_conditions = conditions[:, ::gap]
         reference = self.objective.reference(key_conditions, keyframes.frames)
         past: list[Tensor] = []
         window: list[Tensor] = []
-        for chunk in training_rollout(self.student, key_conditions, keyframes.frames, start, self.config.rollout):
-            losses = self.objective.chunk_losses(chunk, reference, past)
+        for chunk in training_rollout(self.student, key_conditions, keyframes.frames, start, self.config.rollout, at):
+            num_made = chunk.start - self.student.history_length
+            losses = self.objective.chunk_losses(chunk, reference, past, num_made=num_made)
             # A long chunk counts whole, with the step into its first frame.
             length = max(self.config.window, chunk.output.frame.shape[1] + 1)
             made = [*window, *chunk.output.frame.unbind(1)][-length:]
             losses["generator"].update(self._terms(chunk, made, taught, reference, gap))
             yield losses
             detached = list(chunk.output.frame.detach().unbind(1))
-            past = [*past, *detached][-(self.objective.config.temporal_window - 1) :]
+            past = self.objective.past_after(past, chunk)
             window = [*window, *detached][-(self.config.window - 1) :]
 
     def teacher_entry(self, keyframe: int, gap: int) -> int:

@@ -12,18 +12,23 @@ from fastv2v.config import from_dict, to_dict
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import FolderConfig
 from fastv2v.errors import CheckpointError, ConfigError
-from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
+from fastv2v.nn.coarse_to_fine import VideoGenerator, build_generator
+from fastv2v.nn.composite import CompositeConfig
+from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 from fastv2v.recipe import UNSET_ROOT
 
-Stage = Literal["teacher", "spatial", "temporal"]
-"""Training stages."""
+Stage = Literal["first", "teacher", "spatial", "temporal"]
+"""Training stages; ``first`` draws single images, for the first frames of a video."""
+
+Generator = VideoGenerator | SingleImageGenerator
+"""Whatever a checkpoint may hold: a step model with weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A generator, its condition and what it was trained on. Written into every checkpoint."""
 
-    generator: CompositeConfig
+    generator: CompositeConfig | SingleImageConfig
     """Size and shape."""
     foreground: tuple[str, ...] = ()
     """Names of the label classes the foreground branch paints."""
@@ -40,17 +45,32 @@ class Architecture:
     they lay is left out."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.generator, SingleImageConfig) != (self.stage == "first"):
+            raise ConfigError("the stage 'first' and a single-image generator go together")
         if self.folder.phase != "train" or self.folder.root != UNSET_ROOT:
             raise ConfigError("the folder of an architecture names no root and the phase 'train'")
 
-    def build(self) -> CompositeGenerator:
+    def build(self) -> Generator:
         """The generator with fresh weights.
 
         Raises:
             ConfigError: if a foreground class is not among the condition's classes.
         """
         channels = foreground_channels(self.condition, self.foreground)
-        return CompositeGenerator(self.generator, self.condition.channels, channels)
+        if isinstance(self.generator, SingleImageConfig):
+            return SingleImageGenerator(self.generator, self.condition.channels)
+        return build_generator(self.generator, self.condition.channels, channels)
+
+    def build_video(self) -> VideoGenerator:
+        """The same, where nothing but a generator of videos will do.
+
+        Raises:
+            ConfigError: if it draws single images.
+        """
+        generator = self.build()
+        if isinstance(generator, SingleImageGenerator):
+            raise ConfigError("a single-image generator stands where a generator of videos is needed")
+        return generator
 
 
 def foreground_channels(spec: ConditionSpec, names: tuple[str, ...]) -> tuple[int, ...]:
@@ -81,7 +101,7 @@ def architecture_dict(architecture: Architecture) -> dict[str, Any]:
 class Trained:
     """A generator with its weights."""
 
-    generator: CompositeGenerator
+    model: Generator
     """In evaluation mode."""
     architecture: Architecture
     """What it is made of."""
@@ -89,6 +109,20 @@ class Trained:
     """Where it came from."""
     step: int
     """Training steps behind it."""
+
+    @property
+    def generator(self) -> VideoGenerator:
+        """The generator of videos.
+
+        Raises:
+            ConfigError: if the run draws single images.
+        """
+        if isinstance(self.model, SingleImageGenerator):
+            raise ConfigError(
+                f"{self.checkpoint} draws single images, for the first frames of a video; give a run of train-teacher, "
+                "train-skd or train-tkd here"
+            )
+        return self.model
 
 
 def load_trained(path: Path | str, which: Literal["best", "latest"] = "latest") -> Trained:

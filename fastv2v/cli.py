@@ -33,9 +33,12 @@ COMMANDS = {
     "demo": Verb("run the whole line on a data set or the procedural world", "fastv2v.commands.demo:main"),
     "world": Verb("write the procedural street world as a data set", "fastv2v.commands.world:main"),
     "train-teacher": Verb("train a full-time teacher", "fastv2v.commands.train:main_teacher"),
+    "train-first": Verb("train a generator for the first frames", "fastv2v.commands.train:main_first"),
     "train-skd": Verb("distil a low-resolution student from it", "fastv2v.commands.train:main_spatial"),
     "train-tkd": Verb("make the student part-time: keyframes only", "fastv2v.commands.train:main_temporal"),
     "synthesize": Verb("roll a trained generator out over label maps", "fastv2v.commands.synthesize:main"),
+    "train-predictor": Verb("train a predictor of future label maps", "fastv2v.commands.predict:main_train"),
+    "predict": Verb("predict label maps and let a teacher draw them", "fastv2v.commands.predict:main"),
     "export": Verb("turn a student into a deployable bundle", "fastv2v.commands.export:main"),
     "stream": Verb("run a bundle: label maps in, every frame out", "fastv2v.commands.stream:main"),
     "benchmark": Verb("measure cost, speed, quality and interpolation", "fastv2v.commands.benchmark:main"),
@@ -44,7 +47,7 @@ COMMANDS = {
 }
 """Every verb, in the order of the line."""
 
-_RESUMABLE = ("demo", "train-teacher", "train-skd", "train-tkd")
+_RESUMABLE = ("demo", "train-teacher", "train-first", "train-skd", "train-tkd", "train-predictor")
 
 
 def overview() -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fastv2v.environment import has_fast_bf16
 from fastv2v.errors import ConfigError
+from fastv2v.nn.norms import share_batch_norms
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -40,6 +41,9 @@ class DeviceConfig:
     """Stay on the CPU even where a GPU is present."""
     gradient_accumulation: int = 1
     """Batches whose gradients are averaged before an update: a batch this many times larger, in the memory of one."""
+    shared_batch_norm: bool = True
+    """Batch norm over the clips of all processes, so that how many there are does not change what is learnt. Switch off
+    to spare its messages where each process has a large batch of its own."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", *_DTYPES):
@@ -51,7 +55,9 @@ class DeviceConfig:
 class Device:
     """What the training loop needs to know about hardware and other processes; made by ``open_device``."""
 
-    def __init__(self, accelerator: Accelerator, dtype: torch.dtype, gradient_accumulation: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, dtype: torch.dtype, gradient_accumulation: int, *, shared_norms: bool = True
+    ) -> None:
         self._accelerator = accelerator
         self.device: torch.device = accelerator.device
         """Where networks and clips go."""
@@ -65,6 +71,13 @@ class Device:
         """How many processes train together."""
         self.is_main: bool = accelerator.is_main_process
         """Whether this process writes the files."""
+
+        self._shared_norms = shared_norms
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move a network that is trained here; its batch norms then look at the clips of all processes."""
+        module.to(self.device)
+        return share_batch_norms(module) if self._shared_norms and self.world_size > 1 else module
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Context in which networks run in the configured precision."""
@@ -145,7 +158,7 @@ def open_device(config: DeviceConfig) -> Device:
     # takes every process for a lone one. Its own mixed precision stays off: it is fixed once per Python process.
     accelerator = Accelerator(cpu=config.cpu or not torch.accelerator.is_available(), mixed_precision="no")
     dtype = _DTYPES[_resolve_precision(config.precision, accelerator.device)]
-    return Device(accelerator, dtype, config.gradient_accumulation)
+    return Device(accelerator, dtype, config.gradient_accumulation, shared_norms=config.shared_batch_norm)
 
 
 def _resolve_precision(precision: Precision, device: torch.device) -> str:

@@ -42,7 +42,8 @@ class TrainConfig:
     """How long and how to train, and how often to look."""
 
     steps: int = 10_000
-    """Training steps; each takes ``gradient_accumulation`` batches."""
+    """Training steps; each takes ``gradient_accumulation`` batches. 0 saves the initial weights as they are, so that
+    imported ones can be used where a run is wanted."""
     max_minutes: float | None = None
     """Stop after this much training time, counted over all restarts; the learning rate then follows the clock."""
     seed: int = 0
@@ -73,10 +74,10 @@ class TrainConfig:
     """Which end of ``best_metric`` is good."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("sample_every", "eval_every", "seed"):
+        for name in ("steps", "sample_every", "eval_every", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("max_minutes", "gradient_clip", "discriminator_lr_multiplier"):
@@ -159,6 +160,8 @@ def fit(
         session.restore()
         run.begin(session.step)
         progress.start(config.steps, session.step)
+        if config.steps == 0 and session.step == 0:
+            session.save()
         clips = batches(session.step * device.gradient_accumulation)
         while not session.is_over():
             session.train_step([_take(clips, session.step) for _ in range(device.gradient_accumulation)])
@@ -211,7 +214,7 @@ class _Session:
 
     def _open_player(self, name: str, module: nn.Module) -> _Player:
         """Move a network to the device and give it an optimiser."""
-        module.to(self._device.device).train()
+        self._device.place(module).train()
         parameters = trainable_parameters(module)
         optimizer = build_adam(parameters.values(), self._config.optim)
         factor = 1.0 if name == self._ema_player else self._config.discriminator_lr_multiplier
@@ -224,7 +227,8 @@ class _Session:
         """The fraction of the training that is over, in [0, 1], by steps or by time, whichever is further."""
         limit = self._config.max_minutes
         by_time = self.elapsed_s / (60 * limit) if limit else 0.0
-        return min(1.0, max(self.step / self._config.steps, by_time))
+        by_steps = self.step / self._config.steps if self._config.steps else 1.0
+        return min(1.0, max(by_steps, by_time))
 
     def is_over(self) -> bool:
         """Whether the steps are made or the time is spent."""

@@ -15,9 +15,9 @@ from fastv2v.contracts import History
 from fastv2v.errors import DataError
 from fastv2v.nn.composite import CompositeGenerator, Features
 from fastv2v.nn.discriminator import MultiScaleDiscriminator
-from teachers.import_weights import Imported, first_line
 from fastv2v.nn.local import LocalGenerator
 from fastv2v.nn.single_image import SingleImageGenerator
+from teachers.import_weights import Imported, first_line
 
 TOLERANCE = 1e-5
 """Greatest difference from known outputs, on top of what the rounding of float32 explains."""

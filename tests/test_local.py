@@ -6,8 +6,8 @@ from torch.testing import assert_close
 from fastv2v.contracts import History
 from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator, Features
-from fastv2v.ops.warp import warp_backward
 from fastv2v.nn.local import LocalConfig, LocalGenerator
+from fastv2v.ops.warp import warp_backward
 
 CHANNELS, SIZE = 5, (16, 24)
 

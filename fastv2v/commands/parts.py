@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from fastv2v.architecture import Architecture, Stage, Trained
-from fastv2v.checkpoint import load_weights, weights_file
+from fastv2v.checkpoint import load_tensors, load_weights, weights_file
+from fastv2v.contracts import FlowEstimator, StepModel
 from fastv2v.data.clip import Clip
 from fastv2v.data.folder import MODALITIES, FolderConfig, Phase, VideoFolder, open_folder
 from fastv2v.data.loader import ClipLoader, read_sequence
@@ -18,33 +20,87 @@ from fastv2v.device import Device
 from fastv2v.errors import ConfigError
 from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
 from fastv2v.losses.perceptual import PerceptualLoss
-from fastv2v.nn.composite import CompositeGenerator
-from fastv2v.ops.flow import DISFlow
+from fastv2v.nn.discriminator import MultiScaleDiscriminator
+from fastv2v.nn.optical_flow import RAFTFlow
+from fastv2v.ops.flow import DISFlow, FilesFlow, with_confidence
 from fastv2v.recipe import DataRecipe, HelperRecipe
+
+_LOG = logging.getLogger(__name__)
 
 
 def build_perceptual(helpers: HelperRecipe, device: Device) -> PerceptualLoss:
     """The frozen perceptual loss on the device."""
     if helpers.perceptual == "vgg19" and helpers.vgg19_weights is not None:
-        return PerceptualLoss.vgg19(helpers.vgg19_weights).to(device.device)
+        loss = PerceptualLoss.vgg19(helpers.vgg19_weights, normalised=helpers.vgg19_normalised)
+        return loss.to(device.device)
     return PerceptualLoss.efficientnet().to(device.device)
+
+
+def build_flow(helpers: HelperRecipe, device: Device) -> FlowEstimator:
+    """The reference flow.
+
+    Raises:
+        MissingExtraError: if RAFT is wanted and torchvision is not installed.
+        CheckpointError: if its weights are not to be had.
+    """
+    estimator: FlowEstimator
+    match helpers.flow:
+        case "files":
+            estimator = FilesFlow()
+        case "raft-small":
+            estimator = RAFTFlow.torchvision("small", helpers.raft_weights, device.device)
+        case "raft-large":
+            estimator = RAFTFlow.torchvision("large", helpers.raft_weights, device.device)
+        case preset:
+            estimator = DISFlow(preset)
+    return with_confidence(estimator, helpers.flow_confidence)
 
 
 def build_objective(
     config: ObjectiveConfig, condition_channels: int, helpers: HelperRecipe, device: Device
 ) -> VideoObjective:
     """Losses and discriminators."""
-    return VideoObjective(config, condition_channels, build_perceptual(helpers, device), DISFlow(helpers.flow))
+    return VideoObjective(config, condition_channels, build_perceptual(helpers, device), build_flow(helpers, device))
 
 
-def continue_discriminators(objective: VideoObjective, checkpoint: Path) -> None:
+def continue_discriminators(objective: VideoObjective, checkpoint: Path, *, grown: bool = False) -> None:
     """Go on from the discriminators saved beside a generator.
+
+    Args:
+        objective: its discriminators are overwritten in place.
+        checkpoint: where they were saved.
+        grown: this training sees larger frames than the one before. Discriminators may then have more scales, of
+            which the finest are new, and there may be new discriminators; what is new stays fresh.
 
     Raises:
         CheckpointError: if the checkpoint has none, or they are of another shape.
     """
     for name, module in objective.discriminators.items():
-        load_weights(module, weights_file(checkpoint, name))
+        file = weights_file(checkpoint, name)
+        if not grown:
+            load_weights(module, file)
+        elif not file.is_file():
+            _LOG.info("%s is new: %s has none", name, checkpoint)
+        else:
+            _continue_grown(name, module, file)
+
+
+def _continue_grown(name: str, module: nn.Module, file: Path) -> None:
+    """Load the coarse scales that were there before; ``nets[0]`` is the coarsest then and now."""
+    if not isinstance(module, MultiScaleDiscriminator):
+        raise ConfigError(f"{name} has no scales to grow by")
+    saved = {tensor.split(".")[1] for tensor in load_tensors(file) if tensor.startswith("nets.")}
+    load_weights(_Coarse(module.nets[: len(saved)]), file)
+    if fresh := len(module.nets) - len(saved):
+        _LOG.info("%s: %d scales continue, the finest %d are new", name, len(saved), fresh)
+
+
+class _Coarse(nn.Module):
+    """The coarse scales of a discriminator, under their names there."""
+
+    def __init__(self, nets: nn.ModuleList) -> None:
+        super().__init__()
+        self.nets = nets
 
 
 def open_train(recipe: DataRecipe, root: Path, device: Device, seed: int) -> tuple[VideoFolder, ClipLoader]:
@@ -157,11 +213,12 @@ def check_stage(trained: Trained, accepted: Sequence[Stage], role: str, remedy: 
     """
     stage = trained.architecture.stage
     if stage not in accepted:
-        kind = "a teacher" if stage == "teacher" else f"a student of the {stage} stage"
+        kinds = {"teacher": "a teacher", "first": "a generator of single images"}
+        kind = kinds.get(stage, f"a student of the {stage} stage")
         raise ConfigError(f"{trained.checkpoint} holds {kind} and cannot be {role}; give {remedy}")
 
 
-def check_size(generator: CompositeGenerator, size: Size, what: str) -> None:
+def check_size(generator: StepModel, size: Size, what: str) -> None:
     """Refuse frames that a generator cannot take apart evenly.
 
     Raises:

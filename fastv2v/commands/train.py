@@ -19,6 +19,7 @@ from distill.teacher import freeze
 from distill.temporal import TemporalTask
 from fastv2v.architecture import Architecture, Stage, architecture_dict, load_trained
 from fastv2v.commands.arguments import parse_preset
+from fastv2v.commands.initial import adapted, load_initial, read_initial
 from fastv2v.commands.parts import (
     build_objective,
     check_condition,
@@ -38,6 +39,7 @@ from fastv2v.data.loader import ClipLoader
 from fastv2v.device import Device, open_device
 from fastv2v.log import BarProgress, SilentProgress, clock
 from fastv2v.nn.composite import CompositeConfig
+from fastv2v.nn.single_image import SingleImageConfig
 from fastv2v.recipe import UNSET_ROOT, DataRecipe
 from fastv2v.run import open_run
 from fastv2v.seed import derive_seed, seed_everything
@@ -45,7 +47,7 @@ from fastv2v.train import FitResult, TrainConfig, fit
 from students import presets as student_presets
 from students.schedule import draw_gap
 from teachers import presets as teacher_presets
-from teachers.presets import TeacherRecipe
+from teachers.presets import FirstRecipe, TeacherRecipe
 from teachers.task import TeacherTask
 
 _LOG = logging.getLogger(__name__)
@@ -59,7 +61,26 @@ class TrainTeacher:
     """Data set folder (train_A, train_B, ... or the Fast-Vid2Vid layout)."""
     run: Path
     """Run folder: config, curves, samples, checkpoints. The same command again goes on where it stopped."""
+    init: tuple[Path, ...] = ()
+    """Weights to start from: a run of train-teacher with as many scales, or with one fewer to grow it; or folders of
+    import-weights, whose shapes then replace the recipe's."""
     recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
+    """What the preset says, open to change."""
+    overwrite: bool = False
+    """Delete what the run folder holds and start anew."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFirst:
+    """Train a generator of single images, which draws the first frames of a video from their conditions."""
+
+    data: Path
+    """Data set folder (train_A, train_B, ... or the Fast-Vid2Vid layout)."""
+    run: Path
+    """Run folder: config, curves, samples, checkpoints. The same command again goes on where it stopped."""
+    recipe: FirstRecipe = field(default_factory=FirstRecipe)
     """What the preset says, open to change."""
     overwrite: bool = False
     """Delete what the run folder holds and start anew."""
@@ -110,13 +131,30 @@ def train_teacher(args: TrainTeacher) -> FitResult:
     recipe = args.recipe
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
+    initial = read_initial(args.init)
+    recipe = adapted(recipe, initial, folder.spec)
     seed_everything(derive_seed(recipe.train.seed, "weights"))
     architecture = _architecture("teacher", recipe.generator, recipe.foreground, recipe.data, folder, loader)
-    generator = architecture.build()
+    generator = architecture.build_video()
     check_size(generator, architecture.size, "the teacher")
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
+    load_initial(initial, generator, objective, folder)
     task = TeacherTask(generator, folder.spec, objective, recipe.task)
     _LOG.info("teacher: %.2f M weights, %d condition channels", num_parameters(generator) / 1e6, folder.spec.channels)
+    return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
+
+
+def train_first(args: TrainFirst) -> FitResult:
+    """Train a single-image generator as told; resumes a run that is there."""
+    recipe = args.recipe
+    device = open_device(recipe.device)
+    folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
+    seed_everything(derive_seed(recipe.train.seed, "weights"))
+    architecture = _architecture("first", recipe.generator, (), recipe.data, folder, loader)
+    generator = architecture.build()
+    check_size(generator, architecture.size, "the generator")
+    objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
+    task = TeacherTask(generator, folder.spec, objective, recipe.task)
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
 
 
@@ -132,7 +170,7 @@ def train_spatial(args: TrainSpatial) -> FitResult:
     architecture = _architecture(
         "spatial", recipe.student, teacher.architecture.foreground, recipe.data, folder, loader
     )
-    student = architecture.build()
+    student = architecture.build_video()
     check_size(teacher.generator, architecture.size, "the teacher")
     check_size(student, architecture.size, "the student")
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
@@ -156,7 +194,7 @@ def train_temporal(args: TrainTemporal) -> FitResult:
     seed_everything(derive_seed(recipe.train.seed, "weights"))
     architecture = _architecture(
         "temporal",
-        student.architecture.generator,
+        student.generator.config,
         student.architecture.foreground,
         recipe.data,
         folder,
@@ -176,7 +214,7 @@ def train_temporal(args: TrainTemporal) -> FitResult:
 
 def _architecture(
     stage: Stage,
-    generator: CompositeConfig,
+    generator: CompositeConfig | SingleImageConfig,
     foreground: tuple[str, ...],
     data: DataRecipe,
     folder: VideoFolder,
@@ -196,7 +234,7 @@ def _architecture(
 
 
 def _fit(
-    args: TrainTeacher | TrainSpatial | TrainTemporal,
+    args: TrainTeacher | TrainFirst | TrainSpatial | TrainTemporal,
     task: Task,
     loader: ClipLoader,
     data: DataRecipe,
@@ -243,6 +281,20 @@ def main_teacher(argv: list[str]) -> int:
         argv,
     )
     return report_fit(args.run, train_teacher(args))
+
+
+def main_first(argv: list[str]) -> int:
+    """``fastv2v train-first PRESET --data DIR --run DIR ...``."""
+    args = parse_preset(
+        "fastv2v train-first",
+        TrainFirst.__doc__ or "",
+        {
+            name: (make.__doc__ or "", TrainFirst(data=tyro.MISSING, run=tyro.MISSING, recipe=make()))
+            for name, make in teacher_presets.FIRST_PRESETS.items()
+        },
+        argv,
+    )
+    return report_fit(args.run, train_first(args))
 
 
 def main_spatial(argv: list[str]) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from fastv2v.contracts import History, StepModel
+from fastv2v.contracts import FrameOutput, History, StepModel
 from fastv2v.errors import ConfigError, DataError
+from fastv2v.nn.norms import kept_statistics
 from fastv2v.render import Chunk, rollout_chunks, start_history
 
 
@@ -21,6 +25,13 @@ class RolloutConfig:
     """Frames between two weight updates; 0 takes the whole clip at once."""
     backprop_frames: int = 1
     """Gradients run back over at most this many of the generator's own frames."""
+    backprop_grow_every: int = 0
+    """Training steps after which ``backprop_frames`` doubles, again and again; 0 never (vid2vid: with the clips)."""
+    max_backprop_frames: int = 1
+    """Where the doubling of ``backprop_frames`` ends (vid2vid's max_frames_backpropagate)."""
+    gradient_checkpointing: bool = False
+    """Keep only frames between the steps of a rollout and compute the rest again for gradients: memory for about a
+    third more time. The knob to turn where a long chunk or a large frame does not fit."""
     start_from_nothing: float = 0.1
     """Share of clips that begin without any given frame, so that a stream can start cold."""
     start_from_one: float = 0.4
@@ -32,9 +43,34 @@ class RolloutConfig:
                 f"chunk_frames must be at least 0 and backprop_frames at least 1, "
                 f"got {self.chunk_frames} and {self.backprop_frames}"
             )
+        if self.backprop_grow_every < 0:
+            raise ConfigError(f"backprop_grow_every must be at least 0, got {self.backprop_grow_every}")
+        if self.backprop_grow_every and self.max_backprop_frames < self.backprop_frames:
+            raise ConfigError(
+                f"max_backprop_frames ({self.max_backprop_frames}) must not be below backprop_frames "
+                f"({self.backprop_frames}) where it grows"
+            )
         shares = (self.start_from_nothing, self.start_from_one)
         if min(shares) < 0 or sum(shares) > 1:
             raise ConfigError(f"start_from_nothing and start_from_one are shares of all clips, got {shares}")
+
+
+    def backprop_at(self, at: int) -> int:
+        """Frames that gradients run back over after ``at`` training steps.
+
+        In a chunk of n frames, b becomes n // ceil(n / b): spans of about equal length.
+
+        Source:
+            The schedule of Wang et al., "Video-to-Video Synthesis", NeurIPS 2018.
+        """
+        span = self.backprop_frames
+        if self.backprop_grow_every:
+            doublings = min(at // self.backprop_grow_every, 30)
+            span = min(span * 2**doublings, self.max_backprop_frames)
+        if self.chunk_frames == 0:
+            return span
+        span = min(span, self.chunk_frames)
+        return self.chunk_frames // math.ceil(self.chunk_frames / span)
 
 
 def draw_start(config: RolloutConfig, rng: torch.Generator) -> str:
@@ -70,14 +106,44 @@ def opening(model: StepModel, conditions: Tensor, frames: Tensor, start: str) ->
 
 
 def training_rollout(
-    model: StepModel, conditions: Tensor, frames: Tensor, start: str, config: RolloutConfig
+    model: StepModel, conditions: Tensor, frames: Tensor, start: str, config: RolloutConfig, at: int
 ) -> Iterator[Chunk]:
-    """Chunks of a clip from frame N-1 to its end; see ``rollout_chunks``."""
+    """Chunks of a clip from frame N-1 to its end; see ``rollout_chunks``.
+
+    Args:
+        model: the generator that is trained.
+        conditions: (B, T, C, H, W).
+        frames: real frames, (B, T, 3, H, W).
+        start: one of ``nothing``, ``one``, ``full``.
+        config: truncation and memory.
+        at: training steps made so far.
+    """
     return rollout_chunks(
-        model,
+        CheckpointedStep(model) if config.gradient_checkpointing else model,
         conditions,
         opening(model, conditions, frames, start),
         start=model.history_length,
         chunk_frames=config.chunk_frames,
-        backprop_frames=config.backprop_frames,
+        backprop_frames=config.backprop_at(at),
     )
+
+
+class CheckpointedStep:
+    """A step model that keeps its inputs only and runs again when gradients are wanted."""
+
+    def __init__(self, model: StepModel) -> None:
+        self._model = model
+        self.condition_channels = model.condition_channels
+        self.history_length = model.history_length
+        self.size_multiple = model.size_multiple
+
+    def step(self, condition: Tensor, history: History) -> tuple[FrameOutput, History]:
+        """See ``StepModel.step``."""
+        result: tuple[FrameOutput, History] = checkpoint(
+            self._model.step, condition, history, use_reentrant=False, context_fn=self._contexts
+        )
+        return result
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The second run must not count its batches again: running statistics would differ from a plain training."""
+        return nullcontext(), kept_statistics(self._model)

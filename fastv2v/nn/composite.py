@@ -44,9 +44,14 @@ class CompositeConfig:
     """Factor between the flow head and pixels."""
     warp_align_corners: bool = True
     """Grid convention of the warp; False only for imported weights that were trained with it."""
+    num_scales: int = 1
+    """Spatial scales (vid2vid's n_scales_spatial). Beyond the first, each doubles the size by a local generator of half
+    the width; all other fields describe the coarsest."""
+    num_local_blocks: int = 3
+    """Residual blocks of each path of a local generator (vid2vid's n_blocks_local)."""
 
     def __post_init__(self) -> None:
-        for name in ("history_length", "width", "num_downsamples"):
+        for name in ("history_length", "width", "num_downsamples", "num_scales", "num_local_blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.norm not in get_args(NormKind) or self.block not in get_args(BlockKind):
@@ -161,6 +166,11 @@ class CompositeGenerator(nn.Module):
     def size_multiple(self) -> int:
         """Height and width must be divisible by this."""
         return 2**self.config.num_downsamples
+
+    @property
+    def uses_flow(self) -> bool:
+        """Whether it predicts flow and warps the previous frame."""
+        return self.config.use_flow
 
     def step(self, condition: Tensor, history: History) -> tuple[FrameOutput, History]:
         """Synthesise one frame.

@@ -8,8 +8,10 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from fastv2v.contracts import FrameOutput, History
 from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.nn.blocks import DownPath, Head, NormKind, UpPath, block_stack, init_gan_weights, path_widths
+from fastv2v.render import advance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class SingleImageGenerator(nn.Module):
     def __init__(self, config: SingleImageConfig, condition_channels: int) -> None:
         super().__init__()
         self.config = config
-        self.condition_channels = condition_channels
+        self._condition_channels = condition_channels
         width, depth, kernel, norm = config.width, config.num_downsamples, config.edge_kernel, config.norm
         bottom = path_widths(width, depth, config.max_width)[-1]
         self.encoder = DownPath(condition_channels, width, depth, kernel=kernel, norm=norm, max_width=config.max_width)
@@ -66,9 +68,24 @@ class SingleImageGenerator(nn.Module):
         init_gan_weights(self)
 
     @property
+    def condition_channels(self) -> int:
+        """C: channels of one encoded condition."""
+        return self._condition_channels
+
+    @property
+    def history_length(self) -> int:
+        """1: no generator looks back on less; what lies there is not looked at."""
+        return 1
+
+    @property
     def size_multiple(self) -> int:
         """Height and width must be divisible by this."""
         return 2**self.config.num_downsamples
+
+    @property
+    def uses_flow(self) -> bool:
+        """Whether it predicts flow and warps the previous frame."""
+        return False
 
     def forward(self, condition: Tensor) -> Tensor:
         """Draw a frame.
@@ -95,3 +112,13 @@ class SingleImageGenerator(nn.Module):
             )
         features = self.decoder(self.blocks(self.encoder(condition)))
         return torch.tanh(self.head(features).float())
+
+    def step(self, condition: Tensor, history: History) -> tuple[FrameOutput, History]:
+        """Draw a frame as a step model does, without looking back.
+
+        Args:
+            condition: (B, C, H, W).
+            history: advanced and not looked at.
+        """
+        frame = self(condition)
+        return FrameOutput(frame, frame), advance(history, condition, frame)
