@@ -16,11 +16,12 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 
-from fastv2v.data.conditions import ConditionSpec
+from fastv2v.config import from_dict
+from fastv2v.data.conditions import ConditionSpec, Encoder
 from fastv2v.errors import BundleError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class Manifest:
         return cls(
             **values
             | {
-                "condition": ConditionSpec(**values["condition"]),
+                "condition": from_dict(ConditionSpec, values["condition"]),
                 "size": tuple(values["size"]),
                 "parity": Parity(**values["parity"]),
                 "cost": Cost(**cost),
@@ -221,8 +222,13 @@ SCHEMA: dict[str, Any] = {
                     "map_channels": {"type": "integer", "minimum": 0},
                     "use_instances": {"type": "boolean"},
                     "ignore_id": {"type": ["integer", "null"]},
+                    "encoder": {"enum": list(get_args(Encoder))},
+                    "face": {"anyOf": [_OPTIONS, {"type": "null"}]},
+                    "pose": {"anyOf": [_OPTIONS, {"type": "null"}]},
                 }
-            ),
+            )
+            # Bundles that were written before conditions had an encoder lack the rest.
+            | {"required": ["kind", "class_names", "map_channels", "use_instances", "ignore_id"]},
             "size": {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2},
             "history_length": _COUNT,
             "keyframes": _OPTIONS | {"required": ["policy", "gap"]},

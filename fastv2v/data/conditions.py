@@ -1,14 +1,21 @@
-"""What a generator is given for each frame, and how it is encoded. Needs numpy only, so deployments share it."""
+"""What a generator is given for each frame, and how it is encoded. Torch-free, so that deployments share it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastv2v.data.face import FaceConfig
+from fastv2v.data.pose import PoseConfig, pose_to_float
 from fastv2v.errors import ConfigError, DataError, ShapeError
+
+Encoder = Literal["labels", "maps", "rgb", "face", "pose"]
+"""What the channels of a condition show; ``maps``: something else, known to whoever makes them."""
+
+_RGB: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +32,47 @@ class ConditionSpec:
     """Append one channel with the borders of the instance map."""
     ignore_id: int | None = None
     """A label id that becomes the all-zero vector instead of an error, for example 255."""
+    encoder: Encoder | None = None
+    """What the channels show. ``None``: ``face`` or ``pose`` where one of these is given, ``rgb`` for three channels,
+    else as ``kind``."""
+    face: FaceConfig | None = None
+    """How face maps are drawn (encoder ``face`` only, where ``None`` is the default drawing)."""
+    pose: PoseConfig | None = None
+    """How pose maps are drawn (encoder ``pose`` only, where ``None`` is the default drawing). Random drops belong to
+    training and are left out here."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
+        self._settle_encoder()
         if self.kind == "labels" and not self.class_names:
             raise ConfigError("a label condition needs at least one class name")
         if self.kind == "maps" and self.map_channels < 1:
             raise ConfigError(f"a map condition needs map_channels of at least 1, got {self.map_channels}")
         if self.kind == "maps" and self.use_instances:
             raise ConfigError("instance borders go with label conditions; set use_instances to False for maps")
+
+    def _settle_encoder(self) -> None:
+        """Fill in what follows from the rest, and refuse what contradicts it."""
+        encoder = self.encoder
+        if encoder is None:
+            encoder = "face" if self.face is not None else "pose" if self.pose is not None else self.kind
+            encoder = "rgb" if encoder == "maps" and self.map_channels == _RGB else encoder
+        if encoder not in get_args(Encoder):
+            raise ConfigError(f"unknown encoder '{encoder}'; there are {', '.join(get_args(Encoder))}")
+        if (encoder == "labels") != (self.kind == "labels"):
+            raise ConfigError(f"the encoder '{encoder}' does not go with a condition of kind '{self.kind}'")
+        face = self.face or FaceConfig() if encoder == "face" else self.face
+        pose = self.pose or PoseConfig() if encoder == "pose" else self.pose
+        if (face is not None and encoder != "face") or (pose is not None and encoder != "pose"):
+            raise ConfigError(f"face and pose settings go with their own encoders, not with '{encoder}'")
+        drawn = face.channels if face is not None else pose.channels if pose is not None else _RGB
+        if encoder in ("rgb", "face", "pose") and self.map_channels != drawn:
+            raise ConfigError(
+                f"the encoder '{encoder}' makes {drawn} channels as it is set, and map_channels is {self.map_channels}"
+            )
+        object.__setattr__(self, "encoder", encoder)
+        object.__setattr__(self, "face", face)
+        object.__setattr__(self, "pose", None if pose is None else replace(pose, random_drop=0.0, drop_per="clip"))
 
     @property
     def num_classes(self) -> int:
@@ -44,6 +83,54 @@ class ConditionSpec:
     def channels(self) -> int:
         """C: channels of one encoded condition."""
         return self.map_channels if self.kind == "maps" else self.num_classes + int(self.use_instances)
+
+    def describe(self) -> str:
+        """What a generator with this condition wants to be given, in a few words, for messages."""
+        if self.face is not None:
+            maps = "curves and distances" if self.face.distance_maps else "curves"
+            around = " with background edges" if self.face.background == "canny" else ""
+            return f"face maps ({maps}{around}, {self.channels} channels)"
+        if self.pose is not None:
+            parts = [("DensePose", self.pose.densepose), ("OpenPose", self.pose.openpose)]
+            return f"pose maps ({' and '.join(name for name, used in parts if used)}, {self.channels} channels)"
+        if self.encoder == "rgb":
+            return "colour images"
+        if self.kind == "maps":
+            return f"maps of {self.channels} channels"
+        names = ", ".join(self.class_names[:5]) + (", ..." if self.num_classes > 5 else "")
+        return f"label maps of {self.num_classes} classes ({names}){' with instances' if self.use_instances else ''}"
+
+
+def maps_to_float(spec: ConditionSpec, maps: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Turn maps as they are stored and drawn into the channels a generator reads.
+
+    Args:
+        spec: what they show.
+        maps: (..., H, W, C), 0 to 255.
+
+    Returns:
+        (..., C, H, W), contiguous: ``x / 127.5 - 1`` for colours; ``x / 255`` for faces, in [0, 1]; as
+        ``pose_to_float`` for poses, in [-1, 1].
+
+    Raises:
+        ConfigError: if it is not known how the maps are encoded.
+        ShapeError: if they have another number of channels.
+
+    Source:
+        Value ranges of vid2vid's data (Wang et al., NeurIPS 2018).
+    """
+    if spec.encoder in ("labels", "maps"):
+        raise ConfigError(f"how stored maps become {spec.describe()} is not known; give the channels themselves")
+    if maps.ndim < 3 or maps.shape[-1] != spec.map_channels:
+        raise ShapeError(f"expected maps of shape (..., H, W, {spec.map_channels}), got {maps.shape}")
+    values: NDArray[Any]
+    if spec.pose is not None:
+        values = pose_to_float(maps, spec.pose)
+    elif spec.face is not None:
+        values = maps / np.float32(255)
+    else:
+        values = maps / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(np.moveaxis(values, -1, -3), dtype=np.float32)
 
 
 def check_label_ids(labels: NDArray[np.integer], spec: ConditionSpec, where: str) -> None:

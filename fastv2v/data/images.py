@@ -1,4 +1,4 @@
-"""Reading pictures and label maps from files, and keeping the decoded ones within a bound. Torch-free.
+"""Reading pictures, label maps and flow from files, and keeping the decoded ones within a bound. Torch-free.
 
 OpenCV may pad a file that was cut short, and rescales or colours label maps of unusual PNG kinds. Both would train on
 wrong pixels without a word, so files are looked at before they are decoded.
@@ -6,6 +6,9 @@ wrong pixels without a word, so files are looked at before they are decoded.
 
 from __future__ import annotations
 
+import io
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Hashable
 from pathlib import Path
@@ -20,6 +23,11 @@ from fastv2v.errors import ConfigError, DataError
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".tiff")
 """Accepted extensions, in lower case; upper case is accepted as well."""
 
+FLOW_KEY: Final = "to_previous"
+"""Name of the array in a flow file ``.npz``."""
+
+_FLO_START: Final = b"PIEH"
+_FLO_UNKNOWN: Final = 1e9
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_END: Final = b"IEND\xaeB`\x82"
 _PNG_PALETTE: Final = 3
@@ -47,7 +55,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: if the file is missing, unreadable, cut short or no image.
     """
-    image = _decode(path, _read_bytes(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = _decode(path, _read_whole(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -63,7 +71,7 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
     Raises:
         DataError: if the file is missing, unreadable, cut short, no image, or does not hold one integer a pixel.
     """
-    data = _read_bytes(path)
+    data = _read_whole(path)
     depth, colour_type = (data[24], data[25]) if data.startswith(_PNG_START) else (8, 0)
     if colour_type == _PNG_PALETTE:
         raise DataError(
@@ -80,6 +88,26 @@ def read_label(path: Path) -> NDArray[np.integer[Any]]:
     if depth < 8:  # the decoder spreads 1-, 2- and 4-bit grey over 0..255; this is the exact way back to the ids
         labels //= 255 // (2**depth - 1)
     return labels
+
+
+def read_flow(path: Path) -> NDArray[np.float32]:
+    """Read the flow from one frame to the frame before it.
+
+    Args:
+        path: ``.npz`` with the array ``to_previous``, or Middlebury's ``.flo``.
+
+    Returns:
+        Displacement (x, y) in pixels, (H, W, 2): where each pixel is found in the frame before.
+
+    Raises:
+        DataError: if the file is missing, damaged, of another length, shape or type, or holds unknown or infinite flow.
+    """
+    data = read_bytes(path, "flow file")
+    flow = _parse_flo(path, data) if path.suffix.lower() == ".flo" else _parse_npz(path, data)
+    # Middlebury marks unknown flow by huge numbers.
+    if not (np.abs(flow) < _FLO_UNKNOWN).all():
+        raise DataError(f"{path}: holds flow that is unknown or not finite; every pixel needs a displacement in pixels")
+    return flow
 
 
 class ArrayCache:
@@ -121,13 +149,26 @@ class ArrayCache:
         return len(self._arrays)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, noun: str) -> bytes:
+    """Content of a file.
+
+    Args:
+        path: the file.
+        noun: what it is, for messages.
+
+    Raises:
+        DataError: if it is missing or cannot be read.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such image file") from error
+        raise DataError(f"{path}: there is no such {noun}") from error
     except OSError as error:
-        raise DataError(f"{path}: the image file cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: the {noun} cannot be read ({error.strerror})") from error
+
+
+def _read_whole(path: Path) -> bytes:
+    data = read_bytes(path, "image file")
     if not data:
         raise DataError(f"{path}: the image file is empty")
     if not _reaches_its_end(data):
@@ -166,3 +207,29 @@ def _decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:
     if image is None:
         raise DataError(f"{path}: not a readable image, or damaged (accepted: {', '.join(IMAGE_SUFFIXES)})")
     return image
+
+
+def _parse_flo(path: Path, data: bytes) -> NDArray[np.float32]:
+    width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (4, 8))
+    if not data.startswith(_FLO_START) or width < 1 or height < 1 or len(data) != 12 + 8 * width * height:
+        raise DataError(
+            f"{path}: not a Middlebury flow file, or cut short ({len(data)} bytes); it holds PIEH, width, height and "
+            "two 32-bit floats a pixel: write it again"
+        )
+    return np.frombuffer(data, "<f4", offset=12).astype(np.float32).reshape(height, width, 2)
+
+
+def _parse_npz(path: Path, data: bytes) -> NDArray[np.float32]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            flow = arrays.get(FLOW_KEY)
+    except (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not a readable .npz file, or cut short ({error}); write it again") from error
+    if flow is None:
+        raise DataError(f"{path}: has no array '{FLOW_KEY}', the flow from this frame to the one before; add it")
+    if flow.dtype != np.float32 or flow.ndim != 3 or flow.shape[2] != 2:
+        raise DataError(
+            f"{path}: '{FLOW_KEY}' must be float32 of shape (height, width, 2), got {flow.dtype} of {flow.shape}"
+        )
+    checked: NDArray[np.float32] = flow
+    return checked

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastv2v.data.clip import Clip, ClipInfo
+from fastv2v.data.conditions import maps_to_float
 from fastv2v.data.folder import FrameReader, VideoFolder
-from fastv2v.data.sampling import SamplingConfig, draw_clip, generator_at, start_counts
+from fastv2v.data.pose import PoseDrop, draw_drop
+from fastv2v.data.sampling import ClipRequest, SamplingConfig, draw_batch, generator_at, start_counts
 from fastv2v.data.transforms import Geometry, draw_geometry, draw_scale
 from fastv2v.errors import ConfigError, DataError, FastV2VError
 
@@ -32,6 +34,7 @@ def read_clip(
     flip: bool = False,
     *,
     reader: FrameReader | None = None,
+    drops: Sequence[PoseDrop] | None = None,
 ) -> Clip:
     """Read one clip.
 
@@ -42,9 +45,10 @@ def read_clip(
         geometry: what is done to every image and map.
         flip: mirror the clip.
         reader: reads the files and may remember them; a new one when ``None``.
+        drops: what is left out of the pose of each frame, T of them; nothing when ``None``.
 
     Returns:
-        A clip with B = 1.
+        A clip with B = 1. It has flow where the data set has flow files and the frames are neighbours.
 
     Raises:
         DataError: if a file is damaged or disagrees with its neighbours.
@@ -52,14 +56,15 @@ def read_clip(
     reader = reader or FrameReader(folder, cache_mb=0)
     if not indices:
         raise DataError("a clip needs at least one frame")
-    arrays = reader.read(sequence_index, indices, geometry, flip)
+    arrays = reader.read(sequence_index, indices, geometry, flip, drops=drops)
     sequence = folder.sequences[sequence_index]
     info = ClipInfo(sequence.name, tuple(indices), tuple(sequence.stems[i] for i in indices), flip)
     return Clip(
         frames=_images_to_tensor(arrays["frames"]),
         labels=_labels_to_tensor(arrays["labels"], folder) if "labels" in arrays else None,
         instances=torch.from_numpy(arrays["instances"].astype(np.int32))[None] if "instances" in arrays else None,
-        maps=_images_to_tensor(arrays["maps"]) if "maps" in arrays else None,
+        maps=torch.from_numpy(maps_to_float(folder.spec, arrays["maps"]))[None] if "maps" in arrays else None,
+        flow=torch.from_numpy(np.moveaxis(arrays["flow"], -1, 1).copy())[None] if "flow" in arrays else None,
         info=(info,),
     )
 
@@ -129,6 +134,7 @@ def collate_clips(clips: Sequence[Clip]) -> Clip:
         labels=joined("labels"),
         instances=joined("instances"),
         maps=joined("maps"),
+        flow=joined("flow"),
         info=tuple(info for clip in clips for info in clip.info),
     )
 
@@ -138,8 +144,9 @@ class ClipLoader:
 
     Batch k depends on the data set, the settings and (seed, k) only: not on the number of workers, and not on the
     batches before it, so that a run which resumes at step k sees what it would have seen. All clips of a batch, on all
-    ranks, share one length and one scale; step, crop and mirroring are drawn for each clip. Clips of a folder of the
-    phase ``test`` are never mirrored or cropped at random.
+    ranks, share one length and one scale; step, crop, mirroring and what is left out of poses are drawn for each clip.
+    Clips of a folder of the phase ``test`` are never mirrored, cropped at random or left incomplete; poses are never
+    mirrored.
     """
 
     def __init__(
@@ -171,7 +178,7 @@ class ClipLoader:
             start_method: how workers are started; the platform's own way when ``None``.
 
         Raises:
-            ConfigError: if the settings contradict each other.
+            ConfigError: if the settings contradict each other or the data set.
             DataError: if no sequence is as long as a clip.
         """
         if world_size < 1 or not 0 <= rank < world_size:
@@ -180,6 +187,11 @@ class ClipLoader:
             raise ConfigError(f"batch_size ({batch_size}) must be a positive multiple of world_size ({world_size})")
         if num_workers < 0 or prefetch < 1:
             raise ConfigError(f"num_workers ({num_workers}) must be 0 or more and prefetch ({prefetch}) 1 or more")
+        if folder.config.flow_files and sampling.max_step > 1:
+            raise ConfigError(
+                f"flow files hold flow between neighbouring frames and max_step is {sampling.max_step}; set it to 1, "
+                "or set flow_files to False to have flow estimated"
+            )
         too_short = int((start_counts(sampling, folder.lengths) == 0).sum())
         if too_short and sampling.fixed_sequence is None:
             logger.warning(
@@ -190,7 +202,7 @@ class ClipLoader:
             )
         share = batch_size // world_size
         samples = range(rank * share, (rank + 1) * share)
-        self._batches = _Batches(folder, sampling, seed, samples, FrameReader(folder, cache_mb))
+        self._batches = _Batches(folder, sampling, seed, batch_size, samples, FrameReader(folder, cache_mb))
         self._num_workers = num_workers
         self._prefetch = prefetch
         self._start_method = start_method
@@ -245,23 +257,38 @@ class _Batches(Dataset[Any]):
     folder: VideoFolder
     sampling: SamplingConfig
     seed: int
+    batch_size: int
     samples: Iterable[int]
     reader: FrameReader
 
     def __getitem__(self, step: int) -> Clip | _Failure:
         try:
             scale = draw_scale(self.folder.config.geometry, generator_at(self.seed, "batch", step))
-            return collate_clips([self._clip(step, sample, scale) for sample in self.samples])
+            # Every rank draws for all ranks, since the shortest sequence of the whole batch decides its length.
+            rngs = [generator_at(self.seed, "batch", step, "sample", sample) for sample in range(self.batch_size)]
+            requests = draw_batch(self.sampling, self.folder.lengths, step, rngs)
+            return collate_clips([self._clip(requests[sample], rngs[sample], scale) for sample in self.samples])
         except FastV2VError as error:
             return _Failure(error)
 
-    def _clip(self, step: int, sample: int, scale: int | None) -> Clip:
-        rng = generator_at(self.seed, "batch", step, "sample", sample)
-        request = draw_clip(self.sampling, self.folder.lengths, rng)
+    def _clip(self, request: ClipRequest, rng: np.random.Generator, scale: int | None) -> Clip:
+        config = self.folder.config
         size = self.reader.image_size(request.sequence, request.start)
-        geometry = draw_geometry(self.folder.config.geometry, size, rng, self.folder.phase, scale=scale)
-        flip = request.flip and self.folder.phase == "train"
-        return read_clip(self.folder, request.sequence, request.indices, geometry, flip, reader=self.reader)
+        geometry = draw_geometry(config.geometry, size, rng, config.phase, scale=scale)
+        flip = request.flip and config.phase == "train" and config.condition != "pose"
+        drops = self._drops(len(request.indices), rng)
+        return read_clip(
+            self.folder, request.sequence, request.indices, geometry, flip, reader=self.reader, drops=drops
+        )
+
+    def _drops(self, num_frames: int, rng: np.random.Generator) -> list[PoseDrop] | None:
+        """What is left out of the pose in each frame; ``None`` where nothing is."""
+        config = self.folder.config
+        if config.condition != "pose" or config.phase != "train" or not config.pose.random_drop:
+            return None
+        if config.pose.drop_per == "clip":
+            return [draw_drop(config.pose, rng)] * num_frames
+        return [draw_drop(config.pose, rng) for _ in range(num_frames)]
 
 
 def _images_to_tensor(images: NDArray[np.uint8]) -> Tensor:

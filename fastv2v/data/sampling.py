@@ -19,6 +19,12 @@ class SamplingConfig:
 
     num_frames: int = 8
     """Frames of a clip, the history that a generator starts from included."""
+    given_frames: int = 2
+    """How many of them are given to the generator as history; only the others grow."""
+    grow_every: int = 0
+    """Double the frames that are not given after every so many batches; 0 never."""
+    max_frames: int = 130
+    """Where clips stop growing, in frames; also at the length of the longest sequence."""
     max_step: int = 1
     """Largest distance between neighbouring frames of a clip, in source frames; drawn from 1 to this, once a clip."""
     flip: bool = True
@@ -33,9 +39,38 @@ class SamplingConfig:
             raise ConfigError(f"num_frames must be at least 1, got {self.num_frames}")
         if self.max_step < 1:
             raise ConfigError(f"max_step must be at least 1, got {self.max_step}")
+        if self.given_frames < 0 or self.grow_every < 0:
+            raise ConfigError(
+                f"given_frames ({self.given_frames}) and grow_every ({self.grow_every}) must be 0 or more"
+            )
+        if self.grow_every and not self.given_frames < self.num_frames <= self.max_frames:
+            raise ConfigError(
+                f"clips that grow from num_frames ({self.num_frames}) to max_frames ({self.max_frames}) need more than "
+                f"the given_frames ({self.given_frames}) at the start and no less at the end"
+            )
         for name in ("fixed_sequence", "fixed_start"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {value}")
+
+    def frames_at(self, batch: int, longest: int) -> int:
+        """Frames of a clip in one batch.
+
+        Args:
+            batch: its number k, from 0 on.
+            longest: frames of the longest sequence.
+
+        Returns:
+            T, given frames included. Sequences that are shorter shorten the batches they are drawn for.
+
+        Source:
+            The growing clips of vid2vid's training schedule, counted in batches.
+        """
+        if not self.grow_every:
+            return self.num_frames
+        most = max(min(self.max_frames, longest), self.num_frames)
+        # Bounded, since nothing doubles more often before it reaches the end.
+        doublings = min(batch // self.grow_every, most.bit_length())
+        return min(self.given_frames + (self.num_frames - self.given_frames) * 2**doublings, most)
 
 
 class ClipRequest(NamedTuple):
@@ -83,11 +118,79 @@ def start_counts(config: SamplingConfig, sequence_lengths: Sequence[int]) -> NDA
     return counts if config.fixed_start is None else np.minimum(counts, 1)
 
 
-def draw_clip(config: SamplingConfig, sequence_lengths: Sequence[int], rng: np.random.Generator) -> ClipRequest:
-    """Draw one clip.
+def draw_sequence(config: SamplingConfig, sequence_lengths: Sequence[int], rng: np.random.Generator) -> int:
+    """Draw the sequence of a clip, in proportion to the number of places a clip can start in.
 
-    A sequence is drawn in proportion to the number of places a clip can start in; then the step, uniformly from those
-    that fit; then the start, uniformly.
+    Args:
+        config: what a clip is; clips that grow are counted as they are at first, so that no sequence drops out.
+        sequence_lengths: frames of each sequence; those too short are left out.
+        rng: where the choice comes from.
+
+    Returns:
+        Its position.
+
+    Raises:
+        DataError: if no sequence is long enough, or a fixed sequence or start does not exist.
+    """
+    ends = np.cumsum(start_counts(config, sequence_lengths))
+    return int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
+
+
+def draw_window(
+    config: SamplingConfig, sequence: int, sequence_length: int, num_frames: int, rng: np.random.Generator
+) -> ClipRequest:
+    """Draw step and start of a clip, and whether it is mirrored.
+
+    The step is drawn uniformly from those that fit, then the start, uniformly.
+
+    Args:
+        config: what a clip is.
+        sequence: position of its sequence.
+        sequence_length: frames of that.
+        num_frames: T, frames of this clip; no more than the sequence has from the fixed start on.
+        rng: where the choice comes from.
+
+    Returns:
+        The clip.
+    """
+    gaps = num_frames - 1
+    first = config.fixed_start or 0
+    usable = sequence_length - first
+    widest = min(config.max_step, (usable - 1) // gaps) if gaps else 1
+    step = int(rng.integers(1, widest, endpoint=True))
+    start = first if config.fixed_start is not None else int(rng.integers(usable - gaps * step))
+    flip = bool(rng.random() < 0.5) and config.flip
+    return ClipRequest(sequence, start, step, flip, tuple(start + i * step for i in range(num_frames)))
+
+
+def draw_batch(
+    config: SamplingConfig, sequence_lengths: Sequence[int], batch: int, rngs: Sequence[np.random.Generator]
+) -> tuple[ClipRequest, ...]:
+    """Draw the clips of one batch, which share one length.
+
+    Args:
+        config: what a clip is.
+        sequence_lengths: frames of each sequence.
+        batch: its number k.
+        rngs: a generator for each clip of the batch, on all ranks together.
+
+    Returns:
+        The clips: of ``frames_at`` frames, or as many as the shortest of the drawn sequences has.
+
+    Raises:
+        DataError: if no sequence is long enough, or a fixed sequence or start does not exist.
+    """
+    drawn = [draw_sequence(config, sequence_lengths, rng) for rng in rngs]
+    shortest = min(sequence_lengths[sequence] for sequence in drawn) - (config.fixed_start or 0)
+    num_frames = min(config.frames_at(batch, max(sequence_lengths)), shortest)
+    return tuple(
+        draw_window(config, sequence, sequence_lengths[sequence], num_frames, rng)
+        for sequence, rng in zip(drawn, rngs, strict=True)
+    )
+
+
+def draw_clip(config: SamplingConfig, sequence_lengths: Sequence[int], rng: np.random.Generator) -> ClipRequest:
+    """Draw one clip by itself, of the length that clips have at first.
 
     Args:
         config: what a clip is.
@@ -100,16 +203,7 @@ def draw_clip(config: SamplingConfig, sequence_lengths: Sequence[int], rng: np.r
     Raises:
         DataError: if no sequence is long enough, or a fixed sequence or start does not exist.
     """
-    ends = np.cumsum(start_counts(config, sequence_lengths))
-    sequence = int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))
-    gaps = config.num_frames - 1
-    first = config.fixed_start or 0
-    usable = sequence_lengths[sequence] - first
-    widest = min(config.max_step, (usable - 1) // gaps) if gaps else 1
-    step = int(rng.integers(1, widest, endpoint=True))
-    start = first if config.fixed_start is not None else int(rng.integers(usable - gaps * step))
-    flip = bool(rng.random() < 0.5) and config.flip
-    return ClipRequest(sequence, start, step, flip, tuple(start + i * step for i in range(config.num_frames)))
+    return draw_batch(config, sequence_lengths, 0, (rng,))[0]
 
 
 def generator_at(seed: int, *place: int | str) -> np.random.Generator:

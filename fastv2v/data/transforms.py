@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fastv2v.data.pose import centre_crop_columns
 from fastv2v.errors import ConfigError, ShapeError
 
 Size = tuple[int, int]
@@ -19,6 +20,11 @@ Size = tuple[int, int]
 
 Interpolation = Literal["bicubic", "area"]
 """How images are scaled."""
+
+MapKind = Literal["image", "label", "drawing", "flow"]
+"""How the pixels of a map move. ``image``: interpolated as the geometry says. ``label``: ids and colours that stand for
+something, the nearest pixel. ``drawing``: lines and distances, bilinear. ``flow``: displacements (x, y) in pixels,
+bilinear, and themselves scaled and mirrored."""
 
 GeometryMode = Literal[
     "exact",
@@ -69,6 +75,9 @@ class GeometryConfig:
     interpolation: Interpolation = "bicubic"
     """``bicubic`` for images as in vid2vid, though without its low-pass filter, so that fine texture aliases when
     shrinking by 2 or more; ``area`` averages when shrinking (and is bicubic when enlarging)."""
+    centre_crop: bool | None = None
+    """Keep the middle half of the columns only, rounded to a multiple of 64, after everything else: where a dancer is.
+    ``None``: yes for poses, as in vid2vid, but not in mode ``exact``; otherwise no."""
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(GeometryMode):
@@ -88,6 +97,8 @@ class GeometryConfig:
             object.__setattr__(self, "size", tuple(self.size))
             if len(self.size) != 2 or min(self.size) < 1:
                 raise ConfigError(f"size is (height, width) of at least 1 pixel each, got {self.size}")
+            if self.centre_crop:
+                raise ConfigError("geometry mode 'exact' states the final size; leave centre_crop out")
 
     @property
     def is_random(self) -> bool:
@@ -147,7 +158,8 @@ def draw_geometry(
         The geometry of this clip.
 
     Raises:
-        ConfigError: if a random mode is asked for outside of training, or training has no ``rng``.
+        ConfigError: if a random mode is asked for outside of training, training has no ``rng``, or too few columns are
+            left for the centre crop.
     """
     if phase == "train" and rng is None:
         raise ConfigError("the geometry of a training clip needs a random generator")
@@ -172,24 +184,26 @@ def draw_geometry(
         scaled_h = crop_h = _round_to(scaled_h, _SIZE_MULTIPLE)
     if scaled_w <= crop_w:
         scaled_w = crop_w = _round_to(scaled_w, _SIZE_MULTIPLE)
+    top, left = _crop_offset((scaled_h, scaled_w), (crop_h, crop_w), rng if phase == "train" else None)
+    first, last = centre_crop_columns(crop_w) if config.centre_crop else (0, crop_w)
     return Geometry(
         source=image_size,
         resized=(scaled_h, scaled_w),
-        offset=_crop_offset((scaled_h, scaled_w), (crop_h, crop_w), rng if phase == "train" else None),
-        size=(crop_h, crop_w),
+        offset=(top, left + first),
+        size=(crop_h, last - first),
         interpolation=config.interpolation,
     )
 
 
 def apply_geometry(
-    geometry: Geometry, image: NDArray[Any], kind: Literal["image", "label"] = "image", *, flip: bool = False
+    geometry: Geometry, image: NDArray[Any], kind: MapKind = "image", *, flip: bool = False
 ) -> NDArray[Any]:
     """Scale, crop and mirror one image or map.
 
     Args:
         geometry: what to do.
         image: (H, W) or (H, W, C) of size ``geometry.source``.
-        kind: ``image`` is interpolated; ``label`` (ids of classes or instances) takes the nearest pixel.
+        kind: what the pixels are; see ``MapKind``.
         flip: mirror left and right.
 
     Returns:
@@ -198,10 +212,10 @@ def apply_geometry(
     Raises:
         ShapeError: if the image is of another size than the geometry was drawn for.
     """
-    return np.ascontiguousarray(crop_and_flip(geometry, resize(geometry, image, kind), flip=flip))
+    return np.ascontiguousarray(crop_and_flip(geometry, resize(geometry, image, kind), kind, flip=flip))
 
 
-def resize(geometry: Geometry, image: NDArray[Any], kind: Literal["image", "label"] = "image") -> NDArray[Any]:
+def resize(geometry: Geometry, image: NDArray[Any], kind: MapKind = "image") -> NDArray[Any]:
     """The scaling part of ``apply_geometry``: (H, W[, C]) to ``geometry.resized``."""
     if image.shape[:2] != geometry.source:
         raise ShapeError(f"geometry was drawn for images of {geometry.source}, got one of {image.shape[:2]}")
@@ -210,16 +224,26 @@ def resize(geometry: Geometry, image: NDArray[Any], kind: Literal["image", "labe
         return image
     if kind == "label":
         return image[_nearest(image.shape[0], height)][:, _nearest(image.shape[1], width)]
+    if kind == "drawing":
+        scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return scaled.reshape(height, width, *image.shape[2:])  # OpenCV drops a single channel
+    if kind == "flow":
+        ratios = np.array((width / image.shape[1], height / image.shape[0]), dtype=image.dtype)
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) * ratios
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     method = cv2.INTER_AREA if geometry.interpolation == "area" and shrinks else cv2.INTER_CUBIC
     return cv2.resize(image, (width, height), interpolation=method)
 
 
-def crop_and_flip(geometry: Geometry, image: NDArray[Any], *, flip: bool = False) -> NDArray[Any]:
-    """The rest of ``apply_geometry``: a view of ``geometry.size`` into a scaled image."""
+def crop_and_flip(
+    geometry: Geometry, image: NDArray[Any], kind: MapKind = "image", *, flip: bool = False
+) -> NDArray[Any]:
+    """The rest of ``apply_geometry``: a window of ``geometry.size`` in a scaled image, a view of it where possible."""
     (top, left), (height, width) = geometry.offset, geometry.size
     window = image[top : top + height, left : left + width]
-    return window[:, ::-1] if flip else window
+    if not flip:
+        return window
+    return window[:, ::-1] * np.array((-1, 1), dtype=image.dtype) if kind == "flow" else window[:, ::-1]
 
 
 def _round_to(length: int, multiple: int) -> int:

@@ -1,13 +1,18 @@
-"""Encoding of label and instance maps on the device (the numpy twin is in ``fastv2v.data.conditions``)."""
+"""Conditions on the device: encoded for networks (numpy twin: ``fastv2v.data.conditions``), and as pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.errors import DataError
+from fastv2v.data.pose import NUM_PARTS, PoseConfig, pose_picture
+from fastv2v.errors import ConfigError, DataError
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
@@ -64,3 +69,50 @@ def encode_clip(spec: ConditionSpec, clip: Clip) -> Tensor:
     if clip.instances is None:
         raise DataError("the condition uses instance borders and the clip has no instance maps")
     return torch.cat([channels, instance_edges(clip.instances)], dim=2)
+
+
+def condition_pictures(spec: ConditionSpec, clip: Clip, palette: NDArray[np.uint8] | Sequence[Sequence[int]]) -> Tensor:
+    """Show the conditions of a clip to people.
+
+    Args:
+        spec: what the condition is.
+        clip: with the maps it needs.
+        palette: a colour for each class, (L, 3), 0 to 255; not used for conditions without classes.
+
+    Returns:
+        (B, T, 3, H, W) float32 in [-1, 1], on the device of the clip. Labels in their colours (black without a class),
+        borders of instances white; the curves of faces white on black; poses as ``pose_picture`` shows them; colour
+        images as they are; of other maps the first channel.
+
+    Raises:
+        DataError: if the clip lacks a map that the condition needs.
+        ConfigError: if the palette does not fit the classes.
+    """
+    if spec.kind == "labels":
+        return _label_pictures(spec, clip, palette)
+    maps = encode_clip(spec, clip)
+    if spec.pose is not None:
+        return _pose_pictures(maps, spec.pose)
+    if spec.encoder == "rgb":
+        return maps
+    first = maps[:, :, :1].expand(-1, -1, 3, -1, -1)
+    return (first * 2 - 1 if spec.encoder == "face" else first).clamp(-1, 1)
+
+
+def _label_pictures(spec: ConditionSpec, clip: Clip, palette: NDArray[np.uint8] | Sequence[Sequence[int]]) -> Tensor:
+    if len(palette) != spec.num_classes:
+        raise ConfigError(f"the palette has {len(palette)} colours and the condition {spec.num_classes} classes")
+    channels = encode_clip(spec, clip)
+    colours = torch.as_tensor(np.asarray(palette, dtype=np.float32), device=channels.device) / 127.5
+    pictures = torch.einsum("btlhw,lc->btchw", channels[:, :, : spec.num_classes], colours) - 1
+    return torch.where(channels[:, :, -1:] > 0, 1.0, pictures) if spec.use_instances else pictures
+
+
+def _pose_pictures(maps: Tensor, config: PoseConfig) -> Tensor:
+    """Back to the bytes that ``pose_to_float`` was given, and through the picture rule."""
+    half = torch.full((config.channels, 1, 1), 127.5, device=maps.device)
+    if config.densepose:
+        half[2] = NUM_PARTS / 2
+    stored = ((maps + 1) * half).round().clamp(0, 255).byte().movedim(2, -1).cpu().numpy()
+    pictures = np.stack([[pose_picture(frame, config) for frame in clip] for clip in stored])
+    return (torch.from_numpy(pictures).movedim(-1, 2).float() / 127.5 - 1).to(maps.device)
