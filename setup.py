@@ -38,5 +38,8 @@ setup(
         "tqdm>=4.66",
         "tyro>=0.9.20",
     ],
-    extras_require={"test": ["hypothesis", "mypy", "pytest", "ruff", "scikit-image>=0.25"]},
+    extras_require={
+        "raft": ["torchvision>=0.24"],
+        "test": ["hypothesis", "mypy", "pytest", "ruff", "scikit-image>=0.25"],
+    },
 )

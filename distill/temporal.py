@@ -83,8 +83,8 @@ class TemporalTask:
             raise ConfigError("kd_flow needs a flow branch in teacher and student")
         if isinstance(objective.estimator, FilesFlow):
             raise ConfigError(
-                "temporal distillation needs reference flow across keyframe gaps and flow files hold neighbouring frames "
-                "only; use an estimator (--helpers.flow medium)"
+                "temporal distillation needs flow across keyframe gaps and flow files hold neighbouring frames only; "
+                "use an estimator (--helpers.flow medium)"
             )
         self.student, self.teacher = student, teacher
         self.spec, self.objective, self.config = spec, objective, config

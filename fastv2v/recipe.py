@@ -57,12 +57,26 @@ class HelperRecipe:
     """Features of the perceptual loss. EfficientNet-Lite0 is installed with the package; VGG-19 needs its weights."""
     vgg19_weights: Path | None = None
     """torchvision's VGG-19 state dict on disk, for ``vgg19``."""
-    flow: Literal["ultrafast", "fast", "medium"] = "medium"
-    """Preset of the DIS reference flow."""
+    vgg19_normalised: bool = False
+    """Give VGG-19 ImageNet's mean and deviation; vid2vid feeds it frames in [-1, 1] as they are."""
+    flow: Literal["ultrafast", "fast", "medium", "raft-small", "raft-large", "files"] = "medium"
+    """Reference flow: a preset of DIS, which needs no weights; RAFT from torchvision; or flow files of the data set."""
+    raft_weights: Path | None = None
+    """A state dict of torchvision's RAFT on disk; without it torchvision downloads its own."""
+    flow_confidence: Literal["photometric", "forward-backward", "both"] = "photometric"
+    """What the reference flow is trusted by: the colours it explains, as in vid2vid; its agreement with the flow of
+    the other direction, which costs a second estimate; or both."""
 
     def __post_init__(self) -> None:
         if self.perceptual == "vgg19" and self.vgg19_weights is None:
             raise ConfigError(
                 "the perceptual loss on vgg19 needs --helpers.vgg19-weights FILE (torchvision's vgg19 state dict); "
                 "or use --helpers.perceptual efficientnet-lite0"
+            )
+        if self.raft_weights is not None and not self.flow.startswith("raft-"):
+            raise ConfigError(f"raft_weights belong to flow raft-small or raft-large, and flow is {self.flow}")
+        if self.flow == "files" and self.flow_confidence != "photometric":
+            raise ConfigError(
+                f"flow files hold one direction only, so flow_confidence {self.flow_confidence} needs an estimator "
+                "(--helpers.flow medium)"
             )

@@ -53,6 +53,17 @@ def test_after_growing_old_nets_keep_their_resolution():
     assert small.items() <= grown.items()
 
 
+@pytest.mark.parametrize(
+    ("width", "scales", "widths"),
+    [(64, 3, [64, 64, 64]), (32, 2, [64, 32]), (16, 4, [64, 64, 32, 16]), (8, 3, [32, 16, 8])],
+)
+def test_coarse_widths_double_up_to_64_as_published(width, scales, widths):
+    net = MultiScaleDiscriminator(3, DiscriminatorConfig(width=width, num_scales=scales, coarse_widths=True))
+    assert [part.blocks[0][0].out_channels for part in net.nets] == widths
+    even = MultiScaleDiscriminator(3, DiscriminatorConfig(width=width, num_scales=scales))
+    assert [part.blocks[0][0].out_channels for part in even.nets] == [width] * scales
+
+
 def test_finest_scale_comes_first_and_borders_are_averaged_over_real_pixels_only():
     torch.manual_seed(0)
     net = MultiScaleDiscriminator(1, DiscriminatorConfig(width=2, norm="none")).eval()
@@ -84,10 +95,8 @@ def test_every_parameter_and_the_input_get_a_gradient():
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_features_equal_those_of_the_published_implementation(mode):
-    """vid2vid widens coarse nets when ndf is below 64, so the two nets are put together by hand."""
     folder = shared("reference-weights")
-    net = MultiScaleDiscriminator(9, DiscriminatorConfig(width=8))
-    net.nets = nn.ModuleList(PatchDiscriminator(9, DiscriminatorConfig(width=width)) for width in (16, 8))
+    net = MultiScaleDiscriminator(9, DiscriminatorConfig(width=8, coarse_widths=True))
     published = torch.load(folder / "multiscale_d.pth", weights_only=True)
     assert len(published) == len(net.state_dict())
     net.load_state_dict(dict(zip(net.state_dict(), published.values(), strict=True)))

@@ -10,14 +10,17 @@ from torch.testing import assert_close
 
 from fastv2v.contracts import FrameOutput
 from fastv2v.device import player_gradients
-from fastv2v.errors import CheckpointError, ConfigError
+from fastv2v.errors import CheckpointError, ConfigError, DataError, ShapeError
 from fastv2v.losses import perceptual as perceptual_module
 from fastv2v.losses.flow import masked_l1
-from fastv2v.losses.gan import feature_matching_loss, lsgan_loss
-from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective, temporal_tuples
+from fastv2v.losses.gan import feature_matching_loss, hinge_generator_loss, hinge_loss, lsgan_loss
+from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
 from fastv2v.losses.perceptual import VGG19, EfficientNetLite0, PerceptualLoss
 from fastv2v.losses.total import weighted_total
+from fastv2v.losses.tuples import dense_tuples, past_needed, sparse_tuples
 from fastv2v.nn.discriminator import DiscriminatorConfig
+from fastv2v.ops.flow import FilesFlow
+from fastv2v.ops.warp import compose_flow
 from fastv2v.render import Chunk
 
 SMALL = DiscriminatorConfig(width=2, num_layers=1, num_scales=2, norm="none")
@@ -70,6 +73,12 @@ class TestAdversarial:
         assert lsgan_loss(features, real=True).item() == (0 + 4) / 2 + 1
         assert lsgan_loss(features, real=False).item() == (1 + 9) / 2 + 0
 
+    def test_hinge_stops_at_its_goal_and_sums_over_scales(self):
+        features = self.features(torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0]]))
+        assert hinge_loss(features, real=True).item() == (0 + 0.5) / 2 + 4
+        assert hinge_loss(features, real=False).item() == (3 + 1.5) / 2 + 0
+        assert hinge_generator_loss(features).item() == -(2 + 0.5) / 2 + 3
+
     def test_feature_matching_averages_scales_and_weighs_layers_by_four_over_their_number(self):
         score = torch.zeros(1, 1)
         fake = self.features(score, score, inner=((1.0, 3.0), (2.0, 2.0)))
@@ -101,43 +110,101 @@ class TestMaskedL1:
         assert masked_l1(a, 1.0, mask).item() == pytest.approx(1.0)
 
 
-class TestTemporalTuples:
+class TestDenseTuples:
     @pytest.mark.parametrize(
-        ("chunk_size", "chunk_start", "expected"),
+        ("chunk_size", "chunk_start", "fine", "coarse"),
         [
-            (1, 2, [(0, 1, 2)]),
-            (1, 6, [(4, 5, 6)]),
-            (2, 2, [(1, 2, 3)]),
-            (2, 6, [(5, 6, 7)]),
-            (6, 0, [(3, 4, 5), (0, 1, 2)]),
-            (6, 6, [(9, 10, 11), (6, 7, 8)]),
+            (1, 2, [(0, 1, 2)], []),
+            (1, 6, [(4, 5, 6)], [(0, 3, 6)]),
+            (2, 2, [(1, 2, 3)], []),
+            (2, 6, [(5, 6, 7)], [(1, 4, 7)]),
+            (6, 0, [(3, 4, 5), (0, 1, 2)], []),
+            (6, 6, [(9, 10, 11), (6, 7, 8)], [(5, 8, 11), (2, 5, 8)]),
         ],
     )
-    def test_the_worked_example_of_vid2vid(self, chunk_size, chunk_start, expected):
-        past = min(chunk_start, 2)
-        tuples = temporal_tuples(past, chunk_size, 3)
-        assert [tuple(i + chunk_start - past for i in t) for t in tuples] == expected
+    def test_the_worked_example_of_vid2vid(self, chunk_size, chunk_start, fine, coarse):
+        past = min(chunk_start, past_needed(3, 2))
+        for scale, expected in enumerate((fine, coarse)):
+            tuples = dense_tuples(past, chunk_size, 3, scale)
+            assert [tuple(i + chunk_start - past for i in t) for t in tuples] == expected
 
     @pytest.mark.parametrize(("past", "new"), [(0, 1), (0, 2), (1, 1)])
     def test_too_few_frames_give_none(self, past, new):
-        assert temporal_tuples(past, new, 3) == []
+        assert dense_tuples(past, new, 3) == []
 
-    @given(past=st.integers(0, 6), new=st.integers(1, 12), window=st.integers(2, 5))
-    def test_tuples_are_consecutive_disjoint_and_end_inside_the_chunk(self, past, new, window):
-        past = min(past, window - 1)
-        tuples = temporal_tuples(past, new, window)
-        frames = [i for t in tuples for i in t]
-        assert len(frames) == len(set(frames))
-        assert all(t == tuple(range(t[0], t[0] + window)) for t in tuples)
+    @given(made=st.integers(0, 40), new=st.integers(1, 12), window=st.integers(2, 4), scale=st.integers(0, 2))
+    def test_tuples_end_inside_the_chunk_and_the_past_that_is_kept_is_enough(self, made, new, window, scale):
+        past = min(made, past_needed(window, 3))
+        tuples = dense_tuples(past, new, window, scale)
+        stride = window**scale
+        assert all(t == tuple(range(t[0], t[0] + stride * window, stride)) for t in tuples)
         assert all(t[0] >= 0 and past <= t[-1] < past + new for t in tuples)
-        assert bool(tuples) == (past + new >= window)
+        assert len({t[-1] for t in tuples}) == len(tuples)
+        assert bool(tuples) == (past + new > stride * (window - 1))
+        # More past would change nothing: tuples are told by their distance to the chunk.
+        assert [tuple(i - past for i in t) for t in tuples] == [
+            tuple(i - made for i in t) for t in dense_tuples(made, new, window, scale)
+        ]
+
+    @pytest.mark.parametrize(("window", "scales", "frames"), [(3, 0, 0), (3, 1, 2), (3, 2, 6), (3, 3, 18), (2, 3, 4)])
+    def test_past_that_is_kept(self, window, scales, frames):
+        assert past_needed(window, scales) == frames
+        assert ObjectiveConfig(temporal_window=window, temporal_scales=scales).past_frames == frames
+
+    def test_nothing_is_kept_for_a_discriminator_that_is_off(self):
+        off = LossWeights(temporal_gan=0.0, temporal_feature_matching=0.0)
+        assert ObjectiveConfig(weights=off, temporal_scales=2).past_frames == 0
+
+
+class TestSparseTuples:
+    @pytest.mark.parametrize(
+        ("made", "expected"),
+        [(0, []), (3, []), (5, []), (6, [(0, 3, 6)]), (7, []), (8, []), (9, [(3, 6, 9)]), (12, [(6, 9, 12)])],
+    )
+    def test_the_worked_example_of_vid2vid(self, made, expected):
+        assert sparse_tuples(made, 1, 3, 1) == expected
+
+    @pytest.mark.parametrize(
+        ("made", "new", "scale", "expected"),
+        [
+            (0, 6, 0, [(0, 1, 2), (3, 4, 5)]),
+            (6, 6, 0, [(6, 7, 8), (9, 10, 11)]),  # of 4 and 5 and the new ones the oldest two leave
+            (2, 2, 0, [(1, 2, 3)]),
+            (0, 9, 1, [(0, 3, 6)]),
+            (9, 9, 1, [(9, 12, 15)]),
+            (4, 4, 1, [(0, 3, 6)]),  # frame 6 is the only new one
+            (0, 20, 2, [(0, 9, 18)]),
+        ],
+    )
+    def test_longer_chunks_by_hand(self, made, new, scale, expected):
+        assert sparse_tuples(made, new, 3, scale) == expected
+
+    @given(new=st.integers(1, 7), window=st.integers(2, 4), scale=st.integers(0, 2))
+    def test_equals_a_queue_that_is_carried_from_chunk_to_chunk(self, new, window, scale):
+        queue = []
+        for made in range(0, 60, new):
+            if len(queue) % window == 0:
+                queue = queue[-(window - 1) :]
+            queue += [i for i in range(made, made + new) if i % window**scale == 0]
+            expected = []
+            if len(queue) >= window:
+                queue = queue[len(queue) % window :]
+                expected = [tuple(queue[i : i + window]) for i in range(0, len(queue), window)]
+            assert sparse_tuples(made, new, window, scale) == expected
+            assert all(t[0] >= made - past_needed(window, scale + 1) for t in expected)
+
+    def test_chunks_of_one_frame_see_the_same_at_the_finest_scale_as_the_dense_rule(self):
+        for made in range(9):
+            past = min(made, 2)
+            dense = [tuple(i + made - past for i in t) for t in dense_tuples(past, 1, 3)]
+            assert sparse_tuples(made, 1, 3) == dense
 
 
 class TestNames:
     """Weights and terms must meet by name, whatever is switched off."""
 
-    def check(self, weights, uses_flow, chunk=None, past=()):
-        target = objective(weights)
+    def check(self, weights, uses_flow, chunk=None, past=(), **config):
+        target = objective(weights, **config)
         wanted = target.weights(uses_flow=uses_flow)
         losses = target.chunk_losses(chunk or make_chunk(flow=uses_flow), reference_of(target), list(past))
         assert {p: set(terms) for p, terms in losses.items()} == {p: set(terms) for p, terms in wanted.items()}
@@ -147,9 +214,16 @@ class TestNames:
                 weighted_total(terms, wanted[player], player=player)
 
     @settings(max_examples=60, deadline=None)
-    @given(on=st.sets(st.sampled_from(TERMS)), uses_flow=st.booleans())
-    def test_any_set_of_terms(self, on, uses_flow):
-        self.check(LossWeights(**{**OFF, **dict.fromkeys(on, 0.5)}), uses_flow)
+    @given(
+        on=st.sets(st.sampled_from(TERMS)),
+        uses_flow=st.booleans(),
+        scales=st.integers(0, 2),
+        sparse=st.booleans(),
+        gan=st.sampled_from(["lsgan", "hinge"]),
+    )
+    def test_any_set_of_terms(self, on, uses_flow, scales, sparse, gan):
+        weights = LossWeights(**{**OFF, **dict.fromkeys(on, 0.5)})
+        self.check(weights, uses_flow, temporal_scales=scales, sparse_temporal=sparse, gan=gan)
 
     @pytest.mark.parametrize("term", TERMS)
     def test_one_term_alone(self, term):
@@ -169,12 +243,22 @@ class TestNames:
     def test_a_discriminator_weighs_fake_and_real_by_half(self):
         weights = objective(LossWeights()).weights(uses_flow=True)
         half = {"fake": 0.5, "real": 0.5}
-        assert weights["image_discriminator"] == weights["temporal_discriminator"] == half
+        assert weights["image_discriminator"] == weights["temporal_discriminator_0"] == half
 
     def test_discriminators_exist_only_where_needed(self):
         assert not objective(LossWeights(**OFF)).discriminators
         assert set(objective(LossWeights(**{**OFF, "temporal_feature_matching": 1.0})).discriminators) == {
-            "temporal_discriminator"
+            "temporal_discriminator_0"
+        }
+        assert not objective(LossWeights(**{**OFF, "temporal_gan": 1.0}), temporal_scales=0).discriminators
+
+    def test_every_temporal_scale_has_its_player_and_terms_under_one_weight(self):
+        weights = LossWeights(**{**OFF, "temporal_gan": 0.5, "temporal_feature_matching": 4.0})
+        wanted = objective(weights, temporal_scales=3).weights(uses_flow=True)
+        assert set(wanted) == {"generator", *(f"temporal_discriminator_{s}" for s in range(3))}
+        assert wanted["generator"] == {
+            **{f"temporal_gan_{s}": 0.5 for s in range(3)},
+            **{f"temporal_feature_matching_{s}": 4.0 for s in range(3)},
         }
 
     def test_nonsense_is_refused(self):
@@ -182,6 +266,12 @@ class TestNames:
             LossWeights(warp=-1.0)
         with pytest.raises(ConfigError, match="temporal_window must be at least 2"):
             ObjectiveConfig(temporal_window=1)
+        with pytest.raises(ConfigError, match="temporal_scales must be at least 0"):
+            ObjectiveConfig(temporal_scales=-1)
+        with pytest.raises(ConfigError, match="gan is one of lsgan, hinge, got 'wgan'"):
+            ObjectiveConfig(gan="wgan")
+        with pytest.raises(ConfigError, match="face_region is one of densepose, openpose"):
+            ObjectiveConfig(face_region="landmarks")
         with pytest.raises(ConfigError, match="no perceptual network was given"):
             VideoObjective(ObjectiveConfig(), 4, None, still)
 
@@ -344,7 +434,7 @@ class TestPlayers:
         frames = torch.arange(8.0).view(1, 8, 1, 1, 1).expand(1, 8, 3, *SIZE)
         reference = target.reference(torch.zeros(1, 8, 4, *SIZE), frames)
         seen = []
-        target.discriminators["temporal_discriminator"].register_forward_hook(lambda _, x, __: seen.append(x[0]))
+        target.discriminators["temporal_discriminator_0"].register_forward_hook(lambda _, x, __: seen.append(x[0]))
         chunk = make_chunk(start=4, count=2, flow=False)
         made = chunk._replace(output=FrameOutput(*[-frames[:, 4:6]] * 2))
         past = [-frames[:, 2], -frames[:, 3]]
@@ -356,8 +446,107 @@ class TestPlayers:
     def test_without_a_tuple_the_temporal_discriminator_has_nothing_to_learn(self):
         target = objective(LossWeights(**{**OFF, "temporal_gan": 1.0, "reconstruction": 1.0}))
         losses = target.chunk_losses(make_chunk(count=1), reference_of(target), [])
-        assert not any(term.requires_grad for term in losses["temporal_discriminator"].values())
-        assert losses["generator"]["temporal_gan"].item() == 0
+        assert not any(term.requires_grad for term in losses["temporal_discriminator_0"].values())
+        assert losses["generator"]["temporal_gan_0"].item() == 0
+
+    def test_hinge_is_used_on_both_sides(self):
+        target = objective(LossWeights(**{**OFF, "gan": 1.0, "temporal_gan": 1.0}), gan="hinge")
+        chunk, reference = make_chunk(flow=False), reference_of(target)
+        losses = target.chunk_losses(chunk, reference, [])
+        net = target.discriminators["image_discriminator"]
+        condition = reference.conditions[0, 2:5]
+        fake, real = (net(torch.cat([condition, x[0]], dim=1)) for x in (chunk.output.frame, reference.frames[:, 2:5]))
+        assert_close(losses["generator"]["gan"], hinge_generator_loss(fake))
+        assert_close(losses["image_discriminator"]["fake"], hinge_loss(fake, real=False))
+        assert_close(losses["image_discriminator"]["real"], hinge_loss(real, real=True))
+
+
+class TestTemporalScales:
+    weights = LossWeights(**{**OFF, "temporal_gan": 1.0})
+
+    def rollout(self, target, chunk_sizes, first=2, estimated=None, flow=None):
+        """What the discriminator of scale 1 saw, chunk by chunk, of frames that show their number."""
+        time = first + sum(chunk_sizes)
+        frames = torch.arange(float(time)).view(1, time, 1, 1, 1).expand(1, time, 3, *SIZE)
+        reference = target.reference(torch.zeros(1, time, 4, *SIZE), frames, flow)
+        seen, past, start, told = [], [], first, []
+        target.discriminators["temporal_discriminator_1"].register_forward_hook(lambda _, x, __: seen.append(x[0]))
+        for count in chunk_sizes:
+            now = frames[:, start : start + count]
+            chunk = Chunk(start, FrameOutput(-now, -now), now, torch.ones(1, count))
+            losses = target.chunk_losses(chunk, reference, past, num_made=start - first)
+            assert (losses["generator"]["temporal_gan_1"] == 0) == (not seen)
+            told.append([x[:, :, 0, 0].tolist() for x in seen])
+            seen.clear()
+            past = target.past_after(past, chunk)
+            assert len(past) == min(start + count - first, 6)
+            start += count
+        return told
+
+    @staticmethod
+    def both_times(current, previous):
+        """Flow that tells which frames it was asked about: dx the later one, dy the earlier one."""
+        flow = 20 * torch.cat([current[:, :1], previous[:, :1]], dim=1)
+        return flow, torch.ones_like(flow[:, :1])
+
+    def test_coarse_tuples_meet_flow_across_their_stride(self):
+        target = objective(self.weights, self.both_times, temporal_scales=2)
+        told = self.rollout(target, [6, 6])
+        # Numbered from the first made frame: (5, 8, 11) and (2, 5, 8); clip frame 2 is that first one.
+        flows = [[10, 7, 13, 10], [7, 4, 10, 7]]
+        real = [[7] * 3 + [10] * 3 + [13] * 3 + flows[0], [4] * 3 + [7] * 3 + [10] * 3 + flows[1]]
+        assert told == [[], [[[-x for x in row[:9]] + row[9:] for row in real], real]]
+
+    def test_sparse_tuples_start_at_the_first_made_frame_whatever_the_chunks(self):
+        for sizes in ([1] * 10, [5, 3, 2]):
+            target = objective(self.weights, self.both_times, temporal_scales=2, sparse_temporal=True)
+            told = [real for chunk in self.rollout(target, sizes) for real in chunk[1::2]]
+            assert [[row[0], row[3], row[6]] for rows in told for row in rows] == [[2, 5, 8], [5, 8, 11]]
+            assert [row[9:] for rows in told for row in rows] == [[5, 2, 8, 5], [8, 5, 11, 8]]
+
+    def test_each_pair_is_estimated_once(self):
+        asked = []
+
+        def estimator(current, previous):
+            asked.extend(zip(current[:, 0, 0, 0].tolist(), previous[:, 0, 0, 0].tolist(), strict=True))
+            return self.both_times(current, previous)
+
+        self.rollout(objective(self.weights, estimator, temporal_scales=2), [1] * 12)
+        apart = [(a, b) for a, b in asked if a - b == 3]
+        assert len(asked) == 13 + len(apart)
+        assert sorted(apart) == [(t, t - 3) for t in range(5, 14)]
+
+    def test_flow_from_files_is_composed_across_the_stride(self):
+        flow = noise(1, 8, 2, *SIZE, seed=5) * 3
+        target = objective(self.weights, FilesFlow(), temporal_scales=2)
+        reference = target.reference(torch.zeros(1, 9, 4, *SIZE), noise(1, 9, 3, *SIZE), flow)
+        seen = []
+        target.discriminators["temporal_discriminator_1"].register_forward_hook(lambda _, x, __: seen.append(x[0]))
+        target.chunk_losses(make_chunk(start=2, count=7), reference, [])
+        later = compose_flow(compose_flow(flow[:, 7], flow[:, 6]), flow[:, 5])  # from frame 8 to 7, 6 and 5
+        earlier = compose_flow(compose_flow(flow[:, 4], flow[:, 3]), flow[:, 2])
+        for x in seen:
+            assert_close(x[:, 9:], torch.cat([earlier, later], dim=1) / 20)
+
+    def test_a_sparse_past_that_is_too_short_is_refused(self):
+        target = objective(self.weights, temporal_scales=2, sparse_temporal=True)
+        reference = reference_of(target, time=10)
+        with pytest.raises(ShapeError, match="looks back on 4 more frames than the 2 in past; keep 6"):
+            target.chunk_losses(make_chunk(start=8, count=1), reference, [noise(1, 3, *SIZE)] * 2, num_made=6)
+
+    def test_nothing_is_carried_without_temporal_discriminators(self):
+        target = objective(LossWeights(**OFF))
+        assert target.past_after([], make_chunk()) == []
+
+    def test_past_frames_are_cut_from_the_graph(self):
+        past = objective(self.weights).past_after([], make_chunk())
+        assert len(past) == 2
+        assert not any(frame.requires_grad for frame in past)
+
+    def test_clips_without_flow_files_are_refused_where_they_are_to_be_read(self):
+        target = objective(self.weights, FilesFlow())
+        with pytest.raises(DataError, match="choose an estimator"):
+            target.reference(torch.zeros(1, 3, 4, *SIZE), torch.zeros(1, 3, 3, *SIZE))
 
 
 class TestPerceptualLoss:
@@ -416,6 +605,13 @@ class TestVGG19:
         assert_close(features[0], F.relu(F.conv2d(noise(1, 3, 32, 32), state["features.0.weight"],
                                                   state["features.0.bias"], padding=1)))  # fmt: skip
         assert not network.training
+        normalised = VGG19(tmp_path / "vgg.pth", normalised=True)
+        picture = noise(1, 3, 32, 32) / 2 + 0.5
+        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+        expected = network((picture - mean) / deviation)
+        assert_close(normalised(picture * 2 - 1)[4], expected[4], atol=1e-4, rtol=1e-4)
+        wide = noise(1, 3, 64, 2080)
+        assert_close(network(wide), network(F.avg_pool2d(F.avg_pool2d(wide, 2), 2)))
 
     @pytest.mark.parametrize("content", [None, b"no tensors", {"features.0.weight": torch.zeros(64, 3, 3, 3)}])
     def test_a_file_that_is_not_vgg19_is_named(self, content, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from fastv2v.architecture import Architecture, Stage, Trained
-from fastv2v.checkpoint import load_tensors, load_weights, weights_file
+from fastv2v.checkpoint import load_tensors, load_weights, read_state, weights_file
 from fastv2v.contracts import FlowEstimator, StepModel
 from fastv2v.data.clip import Clip
 from fastv2v.data.folder import MODALITIES, FolderConfig, Phase, VideoFolder, open_folder
@@ -75,14 +75,14 @@ def continue_discriminators(objective: VideoObjective, checkpoint: Path, *, grow
     Raises:
         CheckpointError: if the checkpoint has none, or they are of another shape.
     """
+    saved = read_state(checkpoint)["files"]
     for name, module in objective.discriminators.items():
-        file = weights_file(checkpoint, name)
         if not grown:
-            load_weights(module, file)
-        elif not file.is_file():
-            _LOG.info("%s is new: %s has none", name, checkpoint)
+            load_weights(module, weights_file(checkpoint, name))
+        elif f"{name}.safetensors" in saved:
+            _continue_grown(name, module, weights_file(checkpoint, name))
         else:
-            _continue_grown(name, module, file)
+            _LOG.info("%s is new: %s has none", name, checkpoint)
 
 
 def _continue_grown(name: str, module: nn.Module, file: Path) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import itertools
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field, fields, replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from fastv2v.contracts import FlowEstimator
-from fastv2v.errors import ConfigError
+from fastv2v.errors import ConfigError, ShapeError
+from fastv2v.losses.face import FaceRegion, crop_faces, face_boxes
 from fastv2v.losses.flow import masked_l1
-from fastv2v.losses.gan import feature_matching_loss, lsgan_loss
+from fastv2v.losses.gan import GanKind, discriminator_loss, feature_matching_loss, generator_loss
 from fastv2v.losses.perceptual import PerceptualLoss
+from fastv2v.losses.tuples import dense_tuples, past_needed, sparse_tuples
 from fastv2v.nn.discriminator import DiscriminatorConfig, Features, MultiScaleDiscriminator
-from fastv2v.ops.flow import clip_flow
-from fastv2v.ops.warp import warp_backward
+from fastv2v.ops.flow import FilesFlow, clip_flow
+from fastv2v.ops.warp import compose_flow, warp_backward
 from fastv2v.render import Chunk
 
 Terms = dict[str, Tensor]
@@ -29,7 +33,7 @@ class LossWeights:
     """Weight of every generator term. A term of weight 0 is not computed."""
 
     gan: float = 1.0
-    """Least-squares adversarial term of the image discriminator."""
+    """Adversarial term of the image discriminator."""
     feature_matching: float = 10.0
     """Distance of the image discriminator's features."""
     perceptual: float = 10.0
@@ -45,9 +49,13 @@ class LossWeights:
     occlusion: float = 0.0
     """Pulls the occlusion to 0 where the reference flow is confident (vid2vid: 1 with no_first_img)."""
     temporal_gan: float = 1.0
-    """Adversarial term of the temporal discriminator."""
+    """Adversarial term of every temporal discriminator."""
     temporal_feature_matching: float = 10.0
-    """Distance of the temporal discriminator's features."""
+    """Distance of every temporal discriminator's features."""
+    face_gan: float = 2.0
+    """Adversarial term of the face discriminator, where there is one."""
+    face_feature_matching: float = 20.0
+    """Distance of the face discriminator's features, where there is one."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -64,9 +72,22 @@ class ObjectiveConfig:
     image_discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Judges single frames with their condition."""
     temporal_discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """Judges short runs of frames with the flow between them."""
+    """Judges short runs of frames with the flow between them; every temporal scale has its own network of this kind."""
     temporal_window: int = 3
     """Frames a temporal discriminator sees at once (vid2vid's n_frames_D)."""
+    temporal_scales: int = 1
+    """Number of temporal discriminators; number s sees every temporal_window^s-th frame (vid2vid's n_scales_temporal,
+    2 there). 0 for none."""
+    sparse_temporal: bool = False
+    """Coarse temporal discriminators see fixed frames, counted from the first synthesised one, instead of tuples that
+    end with each chunk: less work where chunks are short (vid2vid's sparse_D)."""
+    face_discriminator: DiscriminatorConfig | None = None
+    """Judges the faces of finished frames, cut out where the condition shows a head; None for none.
+    ``face_discriminator_like`` gives vid2vid's."""
+    face_region: FaceRegion = "densepose"
+    """How the condition shows a head: the third channel of a DensePose map, or the neck of a drawn OpenPose map."""
+    gan: GanKind = "lsgan"
+    """Adversarial loss of all discriminators: least squares as in vid2vid, or hinge as in its successors."""
     supervise_hallucinated: bool = True
     """Whether the adversarial and perceptual terms also judge the hallucinated frame before blending. The
     reconstruction term always does: where nothing else draws it, the blend would never come to trust it."""
@@ -80,6 +101,11 @@ class ObjectiveConfig:
             raise ConfigError(f"judged_frames must be at least 0, got {self.judged_frames}")
         if self.temporal_window < 2:
             raise ConfigError(f"temporal_window must be at least 2 frames, got {self.temporal_window}")
+        if self.temporal_scales < 0:
+            raise ConfigError(f"temporal_scales must be at least 0, got {self.temporal_scales}")
+        for name, kinds in (("face_region", get_args(FaceRegion)), ("gan", get_args(GanKind))):
+            if getattr(self, name) not in kinds:
+                raise ConfigError(f"{name} is one of {', '.join(kinds)}, got {getattr(self, name)!r}")
 
     @property
     def uses_image_discriminator(self) -> bool:
@@ -88,8 +114,25 @@ class ObjectiveConfig:
 
     @property
     def uses_temporal_discriminator(self) -> bool:
-        """Whether any term needs it."""
-        return self.weights.temporal_gan > 0 or self.weights.temporal_feature_matching > 0
+        """Whether any term needs one."""
+        is_weighed = self.weights.temporal_gan > 0 or self.weights.temporal_feature_matching > 0
+        return self.temporal_scales > 0 and is_weighed
+
+    @property
+    def uses_face_discriminator(self) -> bool:
+        """Whether there is one and any term needs it."""
+        is_weighed = self.weights.face_gan > 0 or self.weights.face_feature_matching > 0
+        return self.face_discriminator is not None and is_weighed
+
+    @property
+    def past_frames(self) -> int:
+        """How many frames from before a chunk ``chunk_losses`` looks back on."""
+        return past_needed(self.temporal_window, self.temporal_scales) if self.uses_temporal_discriminator else 0
+
+
+def face_discriminator_like(image: DiscriminatorConfig) -> DiscriminatorConfig:
+    """vid2vid's face discriminator: the image discriminator with two scales less, as faces are a quarter as large."""
+    return replace(image, num_scales=max(1, image.num_scales - 2))
 
 
 @dataclass(frozen=True)
@@ -104,27 +147,8 @@ class Reference:
     """Flow from frame t+1 to frame t at entry t, (B, T-1, 2, H, W)."""
     confidence: Tensor
     """(B, T-1, 1, H, W) in [0, 1]."""
-
-
-def temporal_tuples(num_past: int, num_new: int, window: int) -> list[tuple[int, ...]]:
-    """Which frames a temporal discriminator sees after a chunk, newest first.
-
-    Tuples do not overlap, and each ends inside the chunk.
-
-    Args:
-        num_past: frames made before this chunk.
-        num_new: frames of this chunk.
-        window: frames per tuple.
-
-    Returns:
-        Tuples of indices into past and new frames together; empty while there are too few.
-
-    Source:
-        The dense rule of vid2vid at its first temporal scale.
-    """
-    total = num_past + num_new
-    num_groups = min(total - (window - 1), num_new)
-    return [tuple(range(total - window - t, total - t)) for t in range(0, num_groups, window)]
+    skipping: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Flow (B, 2, H, W) between frames further apart, by (later, earlier): found when first asked for."""
 
 
 class VideoObjective(nn.Module):
@@ -160,8 +184,18 @@ class VideoObjective(nn.Module):
             )
         if config.uses_temporal_discriminator:
             window = config.temporal_window
-            self.discriminators["temporal_discriminator"] = MultiScaleDiscriminator(
-                3 * window + 2 * (window - 1), config.temporal_discriminator
+            for scale in range(config.temporal_scales):
+                self.discriminators[f"temporal_discriminator_{scale}"] = MultiScaleDiscriminator(
+                    3 * window + 2 * (window - 1), config.temporal_discriminator
+                )
+        if config.uses_face_discriminator and config.face_discriminator is not None:
+            if condition_channels < 3:
+                raise ConfigError(
+                    f"the face discriminator finds heads in {config.face_region} maps of three channels, and the "
+                    f"condition has {condition_channels}; set face_discriminator to None"
+                )
+            self.discriminators["face_discriminator"] = MultiScaleDiscriminator(
+                condition_channels + 3, config.face_discriminator
             )
 
     def weights(self, *, uses_flow: bool, more: Mapping[str, float] | None = None) -> dict[str, dict[str, float]]:
@@ -172,28 +206,53 @@ class VideoObjective(nn.Module):
             more: further generator terms a task adds, with their weights.
         """
         flow_terms = {"flow", "flow_warp", "occlusion"}
-        generator = {
-            f.name: float(getattr(self.config.weights, f.name))
-            for f in fields(LossWeights)
-            if getattr(self.config.weights, f.name) > 0 and (uses_flow or f.name not in flow_terms)
-        }
+        generator: dict[str, float] = {}
+        for name in (f.name for f in fields(LossWeights)):
+            weight = float(getattr(self.config.weights, name))
+            if weight > 0 and (uses_flow or name not in flow_terms):
+                generator.update(dict.fromkeys(self._names(name), weight))
         generator.update(more or {})
         return {"generator": generator, **{name: {"fake": 0.5, "real": 0.5} for name in self.discriminators}}
 
-    def reference(self, conditions: Tensor, frames: Tensor) -> Reference:
-        """Reference flow of a clip: conditions (B, T, C, H, W), real frames (B, T, 3, H, W)."""
-        return Reference(conditions, frames, *clip_flow(self.estimator, frames))
+    def _names(self, weight: str) -> list[str]:
+        """The terms that one of the ``LossWeights`` stands for."""
+        if weight.startswith("temporal_"):
+            return [f"{weight}_{scale}" for scale in range(self.config.temporal_scales)]
+        return [] if weight.startswith("face_") and self.config.face_discriminator is None else [weight]
 
-    def chunk_losses(self, chunk: Chunk, reference: Reference, past: list[Tensor]) -> dict[str, Terms]:
+    def reference(self, conditions: Tensor, frames: Tensor, flow: Tensor | None = None) -> Reference:
+        """Reference flow of a clip.
+
+        Args:
+            conditions: (B, T, C, H, W).
+            frames: real frames, (B, T, 3, H, W).
+            flow: flow read from files, (B, T-1, 2, H, W); used where the estimator is ``FilesFlow``, which needs it.
+
+        Raises:
+            DataError: if the clip is too short, or flow should come from files and there is none.
+        """
+        return Reference(conditions, frames, *clip_flow(self.estimator, frames, flow))
+
+    def past_after(self, past: list[Tensor], chunk: Chunk) -> list[Tensor]:
+        """What to hand to ``chunk_losses`` as ``past`` with the next chunk: no more frames than it can look back on."""
+        kept = [*past, *chunk.output.frame.detach().unbind(1)]
+        return kept[max(len(kept) - self.config.past_frames, 0) :]
+
+    def chunk_losses(
+        self, chunk: Chunk, reference: Reference, past: list[Tensor], *, num_made: int | None = None
+    ) -> dict[str, Terms]:
         """Losses of every player.
 
         Args:
             chunk: synthesised frames.
             reference: the clip they belong to.
-            past: detached frames (B, 3, H, W) made before this chunk, oldest first.
+            past: detached frames (B, 3, H, W) made before this chunk, oldest first; see ``past_after``.
+            num_made: how many frames of the clip were made before this chunk, of which ``past`` holds the newest; None
+                means exactly those. Sparse temporal scales count frames from the first one made.
 
         Returns:
-            {player: {term: scalar}}, with exactly the names of ``weights``.
+            {player: {term: scalar}}, with exactly the names of ``weights``. A temporal scale that finds no tuple in
+            this chunk gives constant zeros, which move nobody. Without a face on them, clips count as zero distance.
         """
         now = slice(chunk.start, chunk.start + chunk.output.frame.shape[1])
         real = reference.frames[:, now]
@@ -210,8 +269,15 @@ class VideoObjective(nn.Module):
         if "image_discriminator" in self.discriminators:
             conditions = reference.conditions[:, now][:, seen]
             losses["image_discriminator"] = self._image_terms(generator, judged, real, conditions)
-        if "temporal_discriminator" in self.discriminators:
-            losses["temporal_discriminator"] = self._temporal_terms(generator, chunk, reference, past)
+        if "face_discriminator" in self.discriminators:
+            conditions = reference.conditions[:, now][:, seen]
+            losses["face_discriminator"] = self._face_terms(generator, judged[0], real, conditions)
+        if self.config.uses_temporal_discriminator:
+            for scale in range(self.config.temporal_scales):
+                tuples = self._tuples(scale, chunk, len(past), num_made)
+                losses[f"temporal_discriminator_{scale}"] = self._temporal_terms(
+                    generator, scale, tuples, chunk, reference, past
+                )
         return losses
 
     def _perceptual_terms(self, terms: Terms, judged: list[Tensor], real: Tensor) -> None:
@@ -244,44 +310,110 @@ class VideoObjective(nn.Module):
         condition = conditions.flatten(0, 1)
         real_features = net(torch.cat([condition, real.flatten(0, 1)], dim=1))
         fakes = [net(torch.cat([condition, x.flatten(0, 1)], dim=1)) for x in judged]
-        self._adversarial(terms, "", fakes, real_features)
-        return _discriminator_terms(fakes, real_features)
+        self._add(terms, "", *self._fooling_terms(fakes, real_features))
+        return self._own_terms(fakes, real_features)
 
-    def _temporal_terms(self, terms: Terms, chunk: Chunk, reference: Reference, past: list[Tensor]) -> Terms:
-        frames = [*past, *chunk.output.frame.unbind(1)]
-        tuples = temporal_tuples(len(past), chunk.output.frame.shape[1], self.config.temporal_window)
+    def _face_terms(self, terms: Terms, frames: Tensor, real: Tensor, conditions: Tensor) -> Terms:
+        net, config = self.discriminators["face_discriminator"], self.config
+        boxes = face_boxes(conditions, config.face_region)
+        share = boxes.found.float().mean()
+        # Clips without a face stay away, as they would disturb batch statistics. Where no clip has one, all are judged
+        # and count nothing: this process still has gradients (zeros) to share with others that did find faces.
+        chosen = (boxes.found if boxes.found.any() else ~boxes.found).nonzero().flatten()
+        boxes = boxes._replace(corners=boxes.corners[chosen])
+        condition, true, fake = (crop_faces(x[chosen], boxes).flatten(0, 1) for x in (conditions, real, frames))
+        real_features = net(torch.cat([condition, true], dim=1))
+        fakes = [net(torch.cat([condition, fake], dim=1))]
+        # vid2vid divides by the number of the image discriminator's scales here too.
+        scales = len(real_features) / config.image_discriminator.num_scales
+        gan, matching = self._fooling_terms(fakes, real_features)
+        self._add(terms, "face", share * gan, share * scales * matching)
+        return {name: share * term for name, term in self._own_terms(fakes, real_features).items()}
+
+    def _tuples(self, scale: int, chunk: Chunk, num_past: int, num_made: int | None) -> list[tuple[int, ...]]:
+        """What a temporal discriminator looks at after a chunk, as frame numbers of the clip."""
+        window, num_new = self.config.temporal_window, chunk.output.frame.shape[1]
+        if not self.config.sparse_temporal:
+            first, tuples = chunk.start - num_past, dense_tuples(num_past, num_new, window, scale)
+        else:
+            num_made = num_past if num_made is None else num_made
+            first, tuples = chunk.start - num_made, sparse_tuples(num_made, num_new, window, scale)
+        tuples = [tuple(first + i for i in frames) for frames in tuples]
+        missing = chunk.start - num_past - min((frames[0] for frames in tuples), default=chunk.start)
+        if missing > 0:
+            raise ShapeError(
+                f"temporal scale {scale} looks back on {missing} more frames than the {num_past} in past; keep "
+                f"{self.config.past_frames}, as past_after does"
+            )
+        return tuples
+
+    def _temporal_terms(
+        self,
+        terms: Terms,
+        scale: int,
+        tuples: list[tuple[int, ...]],
+        chunk: Chunk,
+        reference: Reference,
+        past: list[Tensor],
+    ) -> Terms:
         if not tuples:
-            zero = chunk.output.frame.new_zeros(())
-            self._add_adversarial(terms, "temporal_", zero, zero)
+            zero = chunk.output.frame.new_zeros((), dtype=torch.float32)
+            self._add(terms, "temporal", zero, zero, f"_{scale}")
             return {"fake": zero, "real": zero}
-        first = chunk.start - len(past)  # clip index of the oldest frame in ``frames``
-        net = self.discriminators["temporal_discriminator"]
-        stacks: list[tuple[Tensor, Tensor]] = []
-        for indices in tuples:
-            flows = [reference.flow[:, first + i - 1] / FLOW_INPUT_SCALE for i in indices[1:]]
-            fake = torch.cat([frames[i] for i in indices] + flows, dim=1)
-            true = torch.cat([reference.frames[:, first + i] for i in indices] + flows, dim=1)
-            stacks.append((fake, true))
-        fake_features = net(torch.cat([fake for fake, _ in stacks]))
-        real_features = net(torch.cat([true for _, true in stacks]))
-        self._adversarial(terms, "temporal_", [fake_features], real_features)
-        return _discriminator_terms([fake_features], real_features)
+        made = dict(enumerate([*past, *chunk.output.frame.unbind(1)], start=chunk.start - len(past)))
+        flow = self._flow_between(reference, {pair for frames in tuples for pair in _steps(frames)})
+        # Both sides see the flow of the real frames, so that it tells them apart by nothing but how the frames fit it.
+        flows = torch.cat([_stack(flow[pair] for pair in _steps(frames)) for frames in tuples]) / FLOW_INPUT_SCALE
+        fake = torch.cat([_stack(made[i] for i in frames) for frames in tuples])
+        true = torch.cat([_stack(reference.frames[:, i] for i in frames) for frames in tuples])
+        net = self.discriminators[f"temporal_discriminator_{scale}"]
+        fakes = [net(torch.cat([fake, flows], dim=1))]
+        real_features = net(torch.cat([true, flows], dim=1))
+        self._add(terms, "temporal", *self._fooling_terms(fakes, real_features), f"_{scale}")
+        return self._own_terms(fakes, real_features)
 
-    def _adversarial(self, terms: Terms, prefix: str, fakes: list[Features], real: Features) -> None:
-        gan = torch.stack([lsgan_loss(fake, real=True) for fake in fakes]).sum()
-        matching = torch.stack([feature_matching_loss(fake, real) for fake in fakes]).sum()
-        self._add_adversarial(terms, prefix, gan, matching)
+    def _flow_between(self, reference: Reference, pairs: Set[tuple[int, int]]) -> dict[tuple[int, int], Tensor]:
+        """Reference flow (B, 2, H, W) from the later to the earlier real frame of each pair (later, earlier)."""
+        found = {(later, earlier): reference.flow[:, earlier] for later, earlier in pairs if later == earlier + 1}
+        missing = sorted(pair for pair in pairs if pair not in found and pair not in reference.skipping)
+        if missing and isinstance(self.estimator, FilesFlow):
+            for later, earlier in missing:
+                flow = reference.flow[:, later - 1]
+                for t in range(later - 2, earlier - 1, -1):
+                    flow = compose_flow(flow, reference.flow[:, t])
+                reference.skipping[later, earlier] = flow
+        elif missing:
+            ends = [torch.cat([reference.frames[:, i] for i in times]) for times in zip(*missing, strict=True)]
+            flows = self.estimator(*ends)[0].chunk(len(missing))
+            reference.skipping.update(zip(missing, flows, strict=True))
+        return reference.skipping | found
 
-    def _add_adversarial(self, terms: Terms, prefix: str, gan: Tensor, matching: Tensor) -> None:
-        """Keep the terms whose weight is positive."""
-        for name, value in ((f"{prefix}gan", gan), (f"{prefix}feature_matching", matching)):
-            if getattr(self.config.weights, name) > 0:
-                terms[name] = value
+    def _fooling_terms(self, fakes: list[Features], real: Features) -> tuple[Tensor, Tensor]:
+        """The generator's adversarial and feature-matching terms against one discriminator."""
+        gan = torch.stack([generator_loss(fake, self.config.gan) for fake in fakes]).sum()
+        return gan, torch.stack([feature_matching_loss(fake, real) for fake in fakes]).sum()
+
+    def _add(self, terms: Terms, of: str, gan: Tensor, matching: Tensor, suffix: str = "") -> None:
+        """Keep the generator's terms whose weight is positive."""
+        for name, value in (("gan", gan), ("feature_matching", matching)):
+            weight = f"{of}_{name}" if of else name
+            if getattr(self.config.weights, weight) > 0:
+                terms[weight + suffix] = value
+
+    def _own_terms(self, fakes: list[Features], real: Features) -> Terms:
+        """A discriminator's own terms. The real frames count once, however many fakes are judged beside them."""
+        kind = self.config.gan
+        return {
+            "fake": torch.stack([discriminator_loss(fake, kind, real=False) for fake in fakes]).mean(),
+            "real": discriminator_loss(real, kind, real=True),
+        }
 
 
-def _discriminator_terms(fakes: list[Features], real: Features) -> Terms:
-    """A discriminator's own terms. The real frames count once, however many fakes are judged beside them."""
-    return {
-        "fake": torch.stack([lsgan_loss(fake, real=False) for fake in fakes]).mean(),
-        "real": lsgan_loss(real, real=True),
-    }
+def _steps(frames: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Neighbours within a tuple as (later, earlier), oldest first."""
+    return [(later, earlier) for earlier, later in itertools.pairwise(frames)]
+
+
+def _stack(parts: Iterable[Tensor]) -> Tensor:
+    """Pictures of one moment after the other as channels."""
+    return torch.cat(list(parts), dim=1)

@@ -70,10 +70,11 @@ _VGG19_TAPS = (1, 6, 11, 20, 29)
 
 
 class VGG19(nn.Module):
-    """ImageNet VGG-19 up to relu5_1, frozen, without input normalisation (as vid2vid feeds it).
+    """ImageNet VGG-19 up to relu5_1, frozen.
 
     Args:
         weights: a torchvision ``vgg19`` state dict on disk (``features.N.weight`` ...).
+        normalised: give it ImageNet's mean and deviation, as it was trained; vid2vid feeds [-1, 1] as it is.
 
     Raises:
         CheckpointError: if the file cannot be read or does not hold these weights.
@@ -82,7 +83,10 @@ class VGG19(nn.Module):
         Simonyan and Zisserman, ICLR 2015; perceptual loss of Johnson et al., ECCV 2016.
     """
 
-    def __init__(self, weights: Path) -> None:
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, weights: Path, *, normalised: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -101,10 +105,20 @@ class VGG19(nn.Module):
             raise CheckpointError(
                 f"{weights}: no torchvision VGG-19 state dict ({error}); leave the option out to use EfficientNet-Lite0"
             ) from error
+        self.normalised = normalised
+        # Of pictures in [0, 1], rewritten for [-1, 1]. No part of the state dict, which is torchvision's.
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        self.register_buffer("mean", (2 * mean - 1).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", (2 * deviation).view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        """relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of frames (B, 3, H, W) in [-1, 1]."""
+        """relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1 of frames (B, 3, H, W) in [-1, 1].
+
+        Frames wider than 1024 pixels are averaged over 2x2 pixels until they are not, as vid2vid does.
+        """
+        if self.normalised:
+            frames = (frames - self.mean) / self.deviation
         while frames.shape[-1] > 1024:
             frames = nn.functional.avg_pool2d(frames, 2)
         features = []
@@ -144,9 +158,9 @@ class PerceptualLoss(nn.Module):
         return cls(EfficientNetLite0(), (0.2,) * 5, relative=True)
 
     @classmethod
-    def vgg19(cls, weights: Path) -> PerceptualLoss:
-        """On VGG-19 with vid2vid's weights."""
-        return cls(VGG19(weights), (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0), relative=False)
+    def vgg19(cls, weights: Path, *, normalised: bool = False) -> PerceptualLoss:
+        """On VGG-19 with vid2vid's weights; ``normalised`` is VGG19's."""
+        return cls(VGG19(weights, normalised=normalised), (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0), relative=False)
 
     @torch.no_grad()
     def features(self, target: Tensor) -> list[Tensor]:

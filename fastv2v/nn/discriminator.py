@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ class DiscriminatorConfig:
     """Number of networks; each next one sees half the size (vid2vid's num_D)."""
     norm: NormKind = "batch"
     """Normalisation of all blocks but the first and the last."""
+    coarse_widths: bool = False
+    """Double the width from each scale to the next coarser one, up to 64 (vid2vid's rule, which matters below 64)."""
 
     def __post_init__(self) -> None:
         for name in ("width", "num_layers", "num_scales"):
@@ -34,6 +36,12 @@ class DiscriminatorConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.norm not in get_args(NormKind):
             raise ConfigError(f"norm is one of {', '.join(get_args(NormKind))}, got {self.norm!r}")
+
+    def width_of(self, net: int) -> int:
+        """Channels of the first block of ``nets[net]``; the last net sees the full size."""
+        if not self.coarse_widths:
+            return self.width
+        return min(64, self.width * 2 ** (self.num_scales - 1 - net))
 
 
 class PatchDiscriminator(nn.Module):
@@ -76,7 +84,9 @@ class MultiScaleDiscriminator(nn.Module):
     def __init__(self, c_in: int, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
-        self.nets = nn.ModuleList(PatchDiscriminator(c_in, config) for _ in range(config.num_scales))
+        self.nets = nn.ModuleList(
+            PatchDiscriminator(c_in, replace(config, width=config.width_of(i))) for i in range(config.num_scales)
+        )
         init_gan_weights(self)
 
     def forward(self, x: Tensor) -> Features:
