@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy, instance_edges_numpy
-from fastv2v.errors import DataError
-from fastv2v.ops.labels import encode_clip, instance_edges, one_hot
+from fastv2v.errors import ConfigError, DataError
+from fastv2v.ops.labels import condition_pictures, encode_clip, instance_edges, one_hot
 
 SPEC = ConditionSpec(class_names=("road", "car", "sky"), use_instances=True, ignore_id=255)
 id_maps = hnp.arrays(np.int32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 3))
@@ -66,6 +66,20 @@ class TestEncodeClip:
         assert encoded.shape == (2, 4, SPEC.channels, 6, 8)
         assert encoded.dtype == torch.float32
         assert torch.equal(encoded[:, :, 3:], instance_edges(labels))
+
+    def test_pictures_have_the_colours_of_classes_and_white_borders(self):
+        labels = torch.tensor([[[[0, 0, 2, 2], [255, 255, 2, 2]]]], dtype=torch.uint8)
+        instances = torch.tensor([[[[1, 1, 1, 1], [1, 1, 1, 9]]]], dtype=torch.int32)
+        shown = condition_pictures(SPEC, label_clip(labels, instances), ((0, 255, 51), (1, 1, 1), (255, 0, 0)))
+        assert shown.shape == (1, 1, 3, 2, 4)
+        assert_close(shown[0, 0, :, 0, 0], torch.tensor([-1, 1, -0.6]))
+        assert_close(shown[0, 0, :, 0, 2], torch.tensor([1.0, -1, -1]))
+        assert_close(shown[0, 0, :, 1, 0], torch.full((3,), -1.0))
+        assert_close(shown[0, 0, :, 1, 3], torch.ones(3))
+
+    def test_pictures_need_a_colour_for_each_class(self):
+        with pytest.raises(ConfigError, match="the palette has 0 colours and the condition 3 classes"):
+            condition_pictures(SPEC, label_clip(torch.zeros(1, 1, 4, 4, dtype=torch.uint8)), ())
 
     def test_maps_pass_through(self):
         maps = torch.rand(1, 2, 5, 4, 4)

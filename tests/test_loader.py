@@ -249,6 +249,17 @@ class TestClipLoader:
         (clip,) = take(self.loader(root, batch_size=16, fields={"phase": "test", "test_tail": 4}), 1)
         assert {info.flipped for info in clip.info} == {False}
 
+    def test_growing_clips_fit_the_shortest_sequence_of_the_batch_on_all_ranks(self, root):
+        sampling = SamplingConfig(num_frames=3, given_frames=1, grow_every=2)
+        whole = take(self.loader(root, sampling, batch_size=4), 8)
+        assert [clip.num_frames for clip in whole[:4]] == [3, 3, 5, 5]
+        assert {clip.num_frames for clip in whole[4:]} <= {5, 7}  # sequences of 7 and 5 frames
+        for clip in whole[4:]:
+            assert clip.num_frames == 5 or {info.sequence for info in clip.info} == {"seq0"}
+        ranks = [take(self.loader(root, sampling, batch_size=4, rank=r, world_size=2), 8) for r in (0, 1)]
+        assert_same(whole, [collate_clips(pair) for pair in zip(*ranks, strict=True)])
+        assert_same(whole[5:], take(self.loader(root, sampling, batch_size=4, num_workers=1), 3, start=5))
+
     def test_sizes_that_differ_between_sequences_are_explained(self, tmp_path):
         make_folder(tmp_path, lengths=(3,))
         for part in ("A", "B"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastv2v.data.sampling import SamplingConfig, draw_clip, generator_at, start_counts
+from fastv2v.data.sampling import SamplingConfig, draw_batch, draw_clip, generator_at, start_counts
 from fastv2v.errors import ConfigError, DataError
 
 
@@ -70,6 +70,65 @@ class TestDrawClip:
     def test_a_fixed_start_leaves_room_for_the_step(self):
         config = SamplingConfig(num_frames=3, max_step=5, fixed_start=4)
         assert {c.indices for c in draws(config, [9])} == {(4, 5, 6), (4, 6, 8)}
+
+
+class TestFramesAt:
+    GROWING = SamplingConfig(num_frames=8, given_frames=2, grow_every=5)
+
+    def test_clips_of_vid2vid_double_up_to_the_longest_sequence(self):
+        # 6 synthesised frames at first, doubled after every 5 of 20, in sequences of 30
+        made = [self.GROWING.frames_at(batch, 30) - 2 for batch in range(20)]
+        assert made == [6] * 5 + [12] * 5 + [24] * 5 + [28] * 5
+
+    def test_they_end_at_max_frames(self):
+        config = SamplingConfig(num_frames=8, grow_every=1, max_frames=20)
+        assert [config.frames_at(batch, 1000) for batch in range(5)] == [8, 14, 20, 20, 20]
+        assert config.frames_at(10**9, 1000) == 20
+
+    def test_without_growth_they_stay(self):
+        assert {SamplingConfig(num_frames=8).frames_at(batch, 30) for batch in (0, 10**6)} == {8}
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"grow_every": -1}, "grow_every"),
+            ({"given_frames": -1}, "given_frames"),
+            ({"grow_every": 1, "num_frames": 2}, r"more than the given_frames \(2\)"),
+            ({"grow_every": 1, "max_frames": 7}, r"from num_frames \(8\) to max_frames \(7\)"),
+        ],
+    )
+    def test_nonsense_is_refused(self, fields, message):
+        with pytest.raises(ConfigError, match=message):
+            SamplingConfig(**fields)
+
+
+class TestDrawBatch:
+    GROWING = SamplingConfig(num_frames=4, given_frames=2, grow_every=1, max_step=3)
+
+    @given(batch=st.integers(0, 6), lengths=st.lists(st.integers(4, 40), min_size=1), seed=st.integers(0, 2**32))
+    def test_all_clips_have_the_length_that_fits_the_shortest(self, batch, lengths, seed):
+        clips = draw_batch(self.GROWING, lengths, batch, [generator_at(seed, i) for i in range(3)])
+        shortest = min(lengths[clip.sequence] for clip in clips)
+        expected = min(self.GROWING.frames_at(batch, max(lengths)), shortest)
+        assert {len(clip.indices) for clip in clips} == {expected}
+        for clip in clips:
+            assert clip.start >= 0 and clip.indices[-1] < lengths[clip.sequence]
+            assert set(np.diff(clip.indices)) == {clip.step}
+
+    def test_short_sequences_stay_in(self):
+        drawn = [draw_batch(self.GROWING, [5, 40], 9, [generator_at(seed)])[0] for seed in range(200)]
+        assert {(clip.sequence, len(clip.indices)) for clip in drawn} == {(0, 5), (1, 40)}
+
+    def test_a_fixed_start_leaves_fewer_frames(self):
+        config = SamplingConfig(num_frames=4, grow_every=1, fixed_start=3)
+        (clip,) = draw_batch(config, [10], 5, [generator_at(0)])
+        assert clip.indices == tuple(range(3, 10))
+
+    def test_without_growth_a_clip_does_not_depend_on_its_batch(self):
+        config = SamplingConfig(num_frames=4, max_step=3)
+        for seed in range(20):
+            (clip,) = draw_batch(config, [9, 12], 7, [generator_at(seed)])
+            assert clip == draw_clip(config, [9, 12], generator_at(seed))
 
 
 class TestStartCounts:

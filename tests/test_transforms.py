@@ -115,6 +115,17 @@ class TestDrawGeometry:
         assert draw_geometry(config, (height, width), rng(seed)) == geometry
 
 
+class TestCentreCrop:
+    def test_follows_scaling_and_cropping(self):
+        config = GeometryConfig(mode="scaleHeight", load_size=256, centre_crop=True)
+        geometry = draw_geometry(config, (720, 1280), rng())
+        assert (geometry.resized, geometry.offset, geometry.size) == ((256, 448), (0, 128), (256, 192))
+
+    def test_is_off_for_others(self):
+        config = GeometryConfig(mode="scaleHeight", load_size=256)
+        assert draw_geometry(config, (720, 1280), rng()).size == (256, 448)
+
+
 class TestGeometryConfig:
     @pytest.mark.parametrize(
         ("fields", "message"),
@@ -174,6 +185,22 @@ class TestApplyGeometry:
                 for i in ("bicubic", "area")
             )
             assert np.array_equal(bicubic, area) is same
+
+    def test_drawings_are_bilinear_with_any_number_of_channels(self):
+        row = np.array([[0, 100, 200, 40]], dtype=np.uint8)
+        for channels in (1, 3, 15):
+            drawing = np.repeat(row[..., None], channels, axis=2)
+            shrunk = apply_geometry(identity((1, 4), resized=(1, 2), size=(1, 2)), drawing, "drawing")
+            np.testing.assert_array_equal(shrunk, np.repeat(np.array([[50, 120]])[..., None], channels, axis=2))
+            assert apply_geometry(identity((1, 4)), drawing, "drawing").shape == (1, 4, channels)
+
+    def test_flow_is_scaled_by_axis_and_turned_by_mirroring(self):
+        flow = np.broadcast_to(np.float32((6, -4)), (4, 8, 2))
+        geometry = identity((4, 8), resized=(8, 4), offset=(1, 1), size=(2, 3))
+        np.testing.assert_allclose(apply_geometry(geometry, flow, "flow"), np.broadcast_to((3, -8), (2, 3, 2)))
+        mirrored = apply_geometry(geometry, flow, "flow", flip=True)
+        np.testing.assert_allclose(mirrored, np.broadcast_to((-3, -8), (2, 3, 2)))
+        assert mirrored.dtype == np.float32
 
     def test_another_size_is_refused(self):
         with pytest.raises(ShapeError, match=r"images of \(4, 4\), got one of \(4, 5\)"):
