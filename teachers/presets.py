@@ -9,10 +9,11 @@ from fastv2v.data.sampling import SamplingConfig
 from fastv2v.data.transforms import GeometryConfig
 from fastv2v.device import DeviceConfig
 from fastv2v.errors import ConfigError
-from fastv2v.losses.objective import LossWeights, ObjectiveConfig
+from fastv2v.losses.objective import LossWeights, ObjectiveConfig, face_discriminator_like
 from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.discriminator import DiscriminatorConfig
+from fastv2v.nn.features import FeatureConfig
 from fastv2v.nn.single_image import SingleImageConfig
 from fastv2v.optim import OptimConfig
 from fastv2v.recipe import UNSET_ROOT, DataRecipe, HelperRecipe
@@ -30,6 +31,8 @@ class TeacherRecipe:
     """Size and shape of the generator."""
     foreground: tuple[str, ...] = ()
     """Label classes painted by the foreground branch, by name or id; none leaves the branch out."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """Instance features, by which the look of each object can be chosen; none by default."""
     task: TeacherTaskConfig = field(default_factory=TeacherTaskConfig)
     """Losses, discriminators and rollouts."""
     helpers: HelperRecipe = field(default_factory=HelperRecipe)
@@ -64,6 +67,10 @@ class FirstRecipe:
             raise ConfigError(f"a single image does not move: set the weight of {', '.join(moving)} to 0")
 
 
+EPOCH = 2975
+"""Clips of vid2vid's street data set, whose schedules count in epochs of it; ours count in steps."""
+
+
 def street() -> TeacherRecipe:
     """vid2vid's street recipe at 512x256: 35 Cityscapes classes with instance borders, cars as foreground."""
     return TeacherRecipe(
@@ -74,12 +81,161 @@ def street() -> TeacherRecipe:
                 use_instances=True,
                 geometry=GeometryConfig(mode="scaleWidth", load_size=512, interpolation="area"),
             ),
-            sampling=SamplingConfig(num_frames=8),
+            sampling=SamplingConfig(num_frames=8, grow_every=5 * EPOCH),
             num_workers=4,
         ),
         foreground=("car",),
-        task=TeacherTaskConfig(rollout=RolloutConfig(chunk_frames=2, start_from_nothing=0.1, start_from_one=0.1)),
-        train=TrainConfig(steps=60_000, checkpoint_every=1000, sample_every=1000, eval_every=1000),
+        task=TeacherTaskConfig(
+            objective=ObjectiveConfig(temporal_scales=2),
+            rollout=RolloutConfig(chunk_frames=2, start_from_nothing=0.1, start_from_one=0.1),
+        ),
+        train=TrainConfig(steps=20 * EPOCH, checkpoint_every=1000, sample_every=1000, eval_every=1000),
+    )
+
+
+def street_1024() -> TeacherRecipe:
+    """The second scale, 1024x512: give --init a run of the recipe street; the coarse scale rests half of the time."""
+    return _finer(street(), 1024, lr=1e-4, growth=2, fixed=10, epochs=20)
+
+
+def street_2048() -> TeacherRecipe:
+    """The third scale, 2048x1024: give --init a run of the recipe street-1024."""
+    return _finer(street_1024(), 2048, lr=5e-5, growth=1, fixed=5, epochs=10)
+
+
+def _finer(base: TeacherRecipe, load_size: int, *, lr: float, growth: int, fixed: int, epochs: int) -> TeacherRecipe:
+    """The same task at twice the size with one scale more, in vid2vid's schedule: lengths in epochs."""
+    objective = base.task.objective
+    judges = {
+        name: replace(getattr(objective, name), num_scales=getattr(objective, name).num_scales + 1)
+        for name in ("image_discriminator", "temporal_discriminator")
+    }
+    folder = base.data.folder
+    return replace(
+        base,
+        data=replace(
+            base.data,
+            folder=replace(folder, geometry=replace(folder.geometry, load_size=load_size)),
+            sampling=replace(base.data.sampling, num_frames=6, grow_every=growth * EPOCH),
+        ),
+        generator=replace(base.generator, num_scales=base.generator.num_scales + 1),
+        task=replace(
+            base.task,
+            objective=replace(objective, **judges),
+            rollout=replace(base.task.rollout, chunk_frames=1),
+            fixed_coarse_steps=fixed * EPOCH,
+        ),
+        train=replace(base.train, steps=epochs * EPOCH, optim=OptimConfig(lr=lr)),
+    )
+
+
+def street_one_gpu() -> TeacherRecipe:
+    """The student edition of vid2vid for one small GPU: 256x128, two halvings, one patch scale."""
+    base = street()
+    judge = DiscriminatorConfig(num_scales=1)
+    folder = base.data.folder
+    return replace(
+        base,
+        data=replace(base.data, folder=replace(folder, geometry=replace(folder.geometry, load_size=256))),
+        generator=CompositeConfig(num_downsamples=2),
+        task=replace(
+            base.task,
+            objective=replace(base.task.objective, image_discriminator=judge, temporal_discriminator=judge),
+            rollout=replace(base.task.rollout, chunk_frames=6),
+        ),
+    )
+
+
+def face() -> TeacherRecipe:
+    """vid2vid's face recipe at 512x512: landmarks drawn as curves, distance maps, edges of the background."""
+    judge = DiscriminatorConfig(num_scales=3)
+    return TeacherRecipe(
+        data=DataRecipe(
+            folder=FolderConfig(
+                root=UNSET_ROOT,
+                condition="face",
+                missing="skip",
+                geometry=GeometryConfig(mode="scaleWidth", load_size=512, interpolation="area"),
+            ),
+            sampling=SamplingConfig(num_frames=14, grow_every=3520),
+            num_workers=4,
+        ),
+        task=TeacherTaskConfig(
+            objective=ObjectiveConfig(temporal_scales=2, image_discriminator=judge, temporal_discriminator=judge),
+            rollout=RolloutConfig(chunk_frames=2, start_from_nothing=0.1, start_from_one=0.1),
+        ),
+        train=TrainConfig(steps=28_160, checkpoint_every=1000, sample_every=1000, eval_every=1000),
+    )
+
+
+def face_one_gpu() -> TeacherRecipe:
+    """Faces at 256x256 and half the width, for one GPU."""
+    base = face()
+    judge = DiscriminatorConfig(num_scales=2)
+    folder = base.data.folder
+    return replace(
+        base,
+        data=replace(base.data, folder=replace(folder, geometry=replace(folder.geometry, load_size=256))),
+        generator=CompositeConfig(width=64),
+        task=replace(
+            base.task,
+            objective=replace(base.task.objective, image_discriminator=judge, temporal_discriminator=judge),
+            rollout=replace(base.task.rollout, chunk_frames=6),
+        ),
+    )
+
+
+def pose() -> TeacherRecipe:
+    """vid2vid's pose recipe at its first scale, 256 pixels high: DensePose and OpenPose, videos from nothing."""
+    return TeacherRecipe(
+        data=DataRecipe(
+            folder=FolderConfig(
+                root=UNSET_ROOT,
+                condition="pose",
+                missing="skip",
+                geometry=GeometryConfig(
+                    mode="randomScaleHeight_and_scaledCrop", load_size=384, fine_size=256, interpolation="area"
+                ),
+            ),
+            sampling=SamplingConfig(num_frames=14, max_step=4, flip=False, grow_every=15_000),
+            num_workers=4,
+        ),
+        task=TeacherTaskConfig(
+            objective=ObjectiveConfig(weights=LossWeights(occlusion=1.0), temporal_scales=2),
+            rollout=RolloutConfig(chunk_frames=6, start_from_nothing=0.8, start_from_one=0.2),
+        ),
+        train=TrainConfig(steps=30_000, checkpoint_every=1000, sample_every=1000, eval_every=1000),
+    )
+
+
+def pose_512() -> TeacherRecipe:
+    """The second scale of poses, with a discriminator of faces: give --init a run of the recipe pose."""
+    return _taller(pose(), 768, 512, lr=1e-4)
+
+
+def pose_1024() -> TeacherRecipe:
+    """The third scale of poses: give --init a run of the recipe pose-512."""
+    return _taller(pose_512(), 1536, 1024, lr=5e-5)
+
+
+def _taller(base: TeacherRecipe, load_size: int, fine_size: int, *, lr: float) -> TeacherRecipe:
+    """The pose task at twice the height."""
+    finer = _finer(base, load_size, lr=lr, growth=1, fixed=1, epochs=1)
+    objective = finer.task.objective
+    folder = finer.data.folder
+    return replace(
+        finer,
+        data=replace(
+            finer.data,
+            folder=replace(folder, geometry=replace(folder.geometry, fine_size=fine_size)),
+            sampling=replace(base.data.sampling, num_frames=6),
+        ),
+        task=replace(
+            finer.task,
+            objective=replace(objective, face_discriminator=face_discriminator_like(objective.image_discriminator)),
+            fixed_coarse_steps=9_000,
+        ),
+        train=replace(finer.train, steps=base.train.steps),
     )
 
 
@@ -167,5 +323,105 @@ def first_demo() -> FirstRecipe:
 FIRST_PRESETS = {"street": first_street, "demo": first_demo}
 """Presets of single-image generators by the name the command line knows them by."""
 
-PRESETS = {"street": street, "demo": demo}
+
+def street_small() -> TeacherRecipe:
+    """Street with all its classes and foreground on a CPU, at 128x64: the coarse scale of street-small-2."""
+    base = demo()
+    return replace(
+        base,
+        data=replace(
+            base.data,
+            folder=replace(
+                base.data.folder,
+                classes="cityscapes",
+                use_instances=True,
+                geometry=GeometryConfig(mode="exact", size=(64, 128), interpolation="area"),
+            ),
+        ),
+        foreground=MOVABLE,
+        train=replace(base.train, max_minutes=None, steps=600, eval_every=100),
+    )
+
+
+def street_small_2() -> TeacherRecipe:
+    """The second scale on a CPU, 256x128: give --init a run of the recipe street-small."""
+    base = street_small()
+    folder = base.data.folder
+    return replace(
+        base,
+        data=replace(
+            base.data,
+            folder=replace(folder, geometry=replace(folder.geometry, size=(128, 256))),
+            sampling=replace(base.data.sampling, num_frames=8),
+            batch_size=1,
+        ),
+        generator=replace(base.generator, num_scales=2, num_local_blocks=2),
+        task=replace(base.task, fixed_coarse_steps=100),
+        train=replace(base.train, steps=400),
+    )
+
+
+def face_small() -> TeacherRecipe:
+    """Faces in minutes on a CPU, at 128x128."""
+    return _small_maps(
+        FolderConfig(
+            root=UNSET_ROOT,
+            condition="face",
+            missing="hold",
+            test_tail=6,
+            geometry=GeometryConfig(mode="exact", size=(128, 128), interpolation="area"),
+        )
+    )
+
+
+def pose_small() -> TeacherRecipe:
+    """Poses in minutes on a CPU, at 192x256 (width, height), videos from nothing as well."""
+    recipe = _small_maps(
+        FolderConfig(
+            root=UNSET_ROOT,
+            condition="pose",
+            missing="hold",
+            test_tail=6,
+            geometry=GeometryConfig(mode="scaleHeight", load_size=256, interpolation="area"),
+        )
+    )
+    objective = recipe.task.objective
+    face = DiscriminatorConfig(width=16, num_scales=1, norm="instance")
+    weights = replace(objective.weights, face_gan=0.2, face_feature_matching=2.0)
+    return replace(
+        recipe,
+        data=replace(recipe.data, sampling=replace(recipe.data.sampling, flip=False), batch_size=1),
+        task=replace(recipe.task, objective=replace(objective, face_discriminator=face, weights=weights)),
+    )
+
+
+def _small_maps(folder: FolderConfig) -> TeacherRecipe:
+    """The demo's recipe on other conditions: few frames, so that clips are short."""
+    base = demo()
+    return replace(
+        base,
+        data=replace(base.data, folder=folder, sampling=SamplingConfig(num_frames=11), eval_frames=6),
+        train=replace(base.train, max_minutes=None, steps=600, eval_every=100),
+    )
+
+
+MOVABLE = ("person", "rider", "car", "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle")
+"""Cityscapes' classes 24 to 33: what moves by itself."""
+
+PRESETS = {
+    "street": street,
+    "street-1024": street_1024,
+    "street-2048": street_2048,
+    "street-one-gpu": street_one_gpu,
+    "face": face,
+    "face-one-gpu": face_one_gpu,
+    "pose": pose,
+    "pose-512": pose_512,
+    "pose-1024": pose_1024,
+    "demo": demo,
+    "street-small": street_small,
+    "street-small-2": street_small_2,
+    "face-small": face_small,
+    "pose-small": pose_small,
+}
 """Presets by the name the command line knows them by."""

@@ -100,8 +100,8 @@ def adapted(recipe: TeacherRecipe, initial: InitialWeights, spec: ConditionSpec)
     for blueprint in (first, *locals_):
         if blueprint.channels != spec.channels:
             raise ConfigError(
-                f"the imported {blueprint.network!r} takes conditions of {blueprint.channels} channels and the data set "
-                f"gives {spec.channels}; change --recipe.data.folder (classes, use_instances, face, pose)"
+                f"the imported {blueprint.network!r} takes conditions of {blueprint.channels} channels and the data "
+                f"set gives {spec.channels}; change --recipe.data.folder (classes, use_instances, face, pose)"
             )
         if blueprint.foreground != first.foreground:
             raise ConfigError(f"the imported {blueprint.network!r} has another foreground than that of scale 0")

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
-from fastv2v.architecture import load_trained
+from fastv2v.architecture import Trained, load_trained
 from fastv2v.commands.arguments import parse
+from fastv2v.commands.initial import IMPORTED
 from fastv2v.commands.parts import check_condition, data_of
-from fastv2v.contracts import StepModel
+from fastv2v.contracts import FrameOutput, StepModel
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.data.folder import Phase, Sequence, VideoFolder, open_folder
+from fastv2v.data.folder import FrameReader, Phase, Sequence, VideoFolder, open_folder
 from fastv2v.data.loader import read_sequence
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
-from fastv2v.ops.labels import encode_clip
-from fastv2v.render import rollout, start_history
+from fastv2v.nn.norms import batch_statistics
+from fastv2v.nn.single_image import SingleImageGenerator
+from fastv2v.ops.labels import condition_pictures, encode_clip
+from fastv2v.ops.pictures import part_pictures
+from fastv2v.render import start_history
 from fastv2v.score import to_uint8
-from fastv2v.video import write_image, write_video
+from fastv2v.video import VideoWriter, write_image, write_video
+from teachers.import_weights import load_imported
 
-__all__ = ["Synthesize", "data_of", "main", "synthesise", "to_picture"]
+__all__ = ["Synthesize", "data_of", "main", "roll_out", "synthesise", "to_picture"]
+
+WINDOW = 16
+"""Frames that are read and encoded at a time: memory does not grow with the length of a sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +56,19 @@ class Synthesize:
     test_tail: int | None = None
     """Fewer held-out frames than the run's, counted from the end of each sequence; for data without test folders."""
     given_frames: int = 1
-    """Real frames to start from; 0 starts from nothing."""
+    """Real frames to start from; 0 starts from nothing. With --first-frames: how many of those to draw."""
+    first_frames: Path | None = None
+    """Draw the first frames by this single-image generator instead of taking real ones: a run of train-first, or a
+    folder of import-weights."""
+    start: int = 0
+    """First frame of each sequence."""
+    frames: int | None = None
+    """At most this many frames of each sequence; all by default."""
+    norm_statistics: Literal["running", "batch"] = "running"
+    """Batch norm by what training remembered, or by each frame itself, as the published vid2vid generates: take
+    ``batch`` for its weights."""
+    parts: bool = False
+    """Also write NAME-parts.mp4: condition, real frame, finished frame and what it was made of, side by side."""
     fps: float = 15.0
     """Rate of the written videos."""
     write: Literal["both", "frames", "video"] = "both"
@@ -57,26 +79,84 @@ class Synthesize:
     """Where and in what precision."""
 
     def __post_init__(self) -> None:
-        if self.given_frames < 0:
-            raise ConfigError(f"given_frames must be at least 0, got {self.given_frames}")
+        if self.given_frames < 0 or self.start < 0:
+            raise ConfigError(f"given_frames and start must be at least 0, got {self.given_frames} and {self.start}")
+        if self.frames is not None and self.frames < 1:
+            raise ConfigError(f"frames must be at least 1, got {self.frames}")
+        if self.first_frames is not None and self.given_frames < 1:
+            raise ConfigError("--first-frames draws the given frames: --given-frames must be at least 1")
+
+
+class Made(NamedTuple):
+    """One frame of a rollout."""
+
+    clip: Clip
+    """The frame of the data set, one frame long."""
+    output: FrameOutput
+    """What was made for it; for a given frame only the frame itself."""
+
+
+Encode = Callable[[Clip], Tensor]
+"""Conditions (B, T, C, H, W) of a clip."""
 
 
 @torch.no_grad()
+def roll_out(
+    model: StepModel,
+    encode: Encode,
+    windows: Iterable[Clip],
+    given_frames: int,
+    device: Device,
+    *,
+    first: SingleImageGenerator | None = None,
+) -> Iterator[Made]:
+    """Synthesise a sequence of any length.
+
+    Args:
+        model: any step model, on the device.
+        encode: how conditions are encoded.
+        windows: consecutive parts of the sequence; the first has more frames than are given.
+        given_frames: how many frames begin it; 0 starts from nothing.
+        device: where and in what precision.
+        first: draws the given frames; real ones by default.
+
+    Yields:
+        Every frame in order, the given ones among them.
+    """
+    history = None
+    for window in windows:
+        clip = window.to(device.device)
+        conditions = encode(clip)
+        begin = 0
+        if history is None:
+            begin = given_frames
+            given = clip.frames[:, :begin]
+            if first is not None:
+                with device.autocast():
+                    drawn = [first(_own_channels(first, conditions[:, t])) for t in range(begin)]
+                given = torch.stack(drawn, dim=1)
+            history = start_history(
+                conditions[:, :begin], given if begin else None, model.history_length, first_condition=conditions[:, 0]
+            )
+            for t, frame in enumerate(given.unbind(1)):
+                yield Made(clip.take(t, t + 1), FrameOutput(frame, frame))
+        for t in range(begin, clip.num_frames):
+            with device.autocast():
+                output, history = model.step(conditions[:, t], history)
+            yield Made(clip.take(t, t + 1), output)
+
+
+def _own_channels(first: SingleImageGenerator, condition: Tensor) -> Tensor:
+    """The condition as a single-image generator knows it: published ones have no channel of instance borders."""
+    return condition[:, : first.condition_channels]
+
+
 def synthesise(
     model: StepModel, spec: ConditionSpec, clip: Clip, given_frames: int, device: Device
 ) -> Iterator[NDArray[np.uint8]]:
     """Frames of a clip, RGB (H, W, 3): the given ones as they are, then the model's own, one by one."""
-    clip = clip.to(device.device)
-    conditions = encode_clip(spec, clip)
-    given = clip.frames[:, :given_frames] if given_frames else None
-    history = start_history(conditions[:, :given_frames], given, model.history_length, first_condition=conditions[:, 0])
-    for frame in clip.frames[:, :given_frames].unbind(1):
-        yield to_picture(frame)
-    steps = rollout(model, conditions[:, given_frames:], history)
-    for _ in range(given_frames, clip.num_frames):
-        with device.autocast():
-            output = next(steps)
-        yield to_picture(output.frame)
+    for made in roll_out(model, lambda part: encode_clip(spec, part), [clip], given_frames, device):
+        yield to_picture(made.output.frame)
 
 
 def to_picture(frame: torch.Tensor) -> NDArray[np.uint8]:
@@ -89,6 +169,30 @@ def output_name(folder: VideoFolder, sequence: Sequence) -> str:
     return folder.root.resolve().name if sequence.name == "." else sequence.name
 
 
+def load_first(path: Path, spec: ConditionSpec) -> SingleImageGenerator:
+    """A single-image generator that suits a condition.
+
+    Args:
+        path: a run of train-first, or a folder of import-weights.
+        spec: the condition it will be given.
+
+    Raises:
+        ConfigError: if it is another kind of network, or takes other conditions.
+    """
+    network = load_imported(path).network if (path / IMPORTED).is_file() else load_trained(path).model
+    if not isinstance(network, SingleImageGenerator):
+        raise ConfigError(
+            f"{path} holds no generator of single images; give a run of train-first or an imported 'global'"
+        )
+    accepted = {spec.channels, spec.channels - int(spec.use_instances)}
+    if network.condition_channels not in accepted:
+        raise ConfigError(
+            f"{path} takes conditions of {network.condition_channels} channels and the teacher's have {spec.channels}; "
+            "train it on the same data set"
+        )
+    return network
+
+
 def check_outputs(args: Synthesize, folder: VideoFolder) -> None:
     """Refuse what cannot be written before anything is.
 
@@ -96,32 +200,62 @@ def check_outputs(args: Synthesize, folder: VideoFolder) -> None:
         ConfigError: if a sequence has no frame beyond the given ones, or an output exists and may not be replaced.
     """
     for sequence in folder.sequences:
-        if args.given_frames >= len(sequence):
+        left = min(len(sequence) - args.start, args.frames or len(sequence))
+        if args.given_frames >= left:
             raise ConfigError(
-                f"sequence '{sequence.name}' has {len(sequence)} frames and {args.given_frames} are given, so that "
-                "none is left to synthesise; lower --given-frames"
+                f"sequence '{sequence.name}' has {max(left, 0)} frames from {args.start} on and {args.given_frames} "
+                "are given, so that none is left to synthesise; lower --given-frames or --start, or raise --frames"
             )
         name = output_name(folder, sequence)
         made = [args.out / f"{name}.mp4"] if args.write != "frames" else []
-        made += [args.out / name / f"{stem}.png" for stem in sequence.stems] if args.write != "video" else []
+        made += [args.out / f"{name}-parts.mp4"] if args.parts else []
+        stems = sequence.stems[args.start : args.start + left]
+        made += [args.out / name / f"{stem}.png" for stem in stems] if args.write != "video" else []
         if not args.overwrite and (there := next((path for path in made if path.exists()), None)):
             raise ConfigError(f"{there} exists already; name another folder with --out or pass --overwrite")
 
 
-def write_sequence(args: Synthesize, name: str, sequence: Sequence, frames: Iterator[NDArray[np.uint8]]) -> None:
+def windows_of(folder: VideoFolder, index: int, start: int, stop: int, least: int) -> Iterator[Clip]:
+    """A sequence in parts; the first has more than ``least`` frames."""
+    reader = FrameReader(folder, cache_mb=0)
+    first = start
+    while first < stop:
+        last = min(first + max(WINDOW, least + 1 if first == start else 0), stop)
+        yield read_sequence(folder, index, first, last, reader=reader)
+        first = last
+
+
+def write_sequence(args: Synthesize, name: str, frames: Iterator[Made], total: int, trained: Trained) -> None:
     """Write the frames of one sequence as they come."""
+    architecture = trained.architecture
 
-    def kept() -> Iterator[NDArray[np.uint8]]:
-        for stem, frame in zip(sequence.stems, tqdm(frames, total=len(sequence), desc=name), strict=True):
+    def kept(parts: VideoWriter | None) -> Iterator[NDArray[np.uint8]]:
+        for made in tqdm(frames, total=total, desc=name):
+            picture = to_picture(made.output.frame)
             if args.write != "video":
-                write_image(args.out / name / f"{stem}.png", frame)
-            yield frame
+                write_image(args.out / name / f"{made.clip.info[0].names[0]}.png", picture)
+            if parts is not None:
+                parts.write(_sheet(made, architecture.condition, architecture.palette))
+            yield picture
 
-    if args.write == "frames":
-        for _ in kept():
-            pass
-    else:
-        write_video(args.out / f"{name}.mp4", kept(), args.fps)
+    with VideoWriter(args.out / f"{name}-parts.mp4", args.fps) if args.parts else nullcontext() as parts:
+        if args.write == "frames":
+            for _ in kept(parts):
+                pass
+        else:
+            write_video(args.out / f"{name}.mp4", kept(parts), args.fps)
+
+
+def _sheet(made: Made, spec: ConditionSpec, palette: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
+    """Everything about one frame side by side, in two rows."""
+    condition = condition_pictures(spec, made.clip, palette)[:, 0]
+    parts = part_pictures(made.output)
+    black = torch.full_like(condition, -1)
+    rows = [
+        [condition, made.clip.frames[:, 0], made.output.frame, parts["hallucinated"]],
+        [parts.get(name, black) for name in ("warped", "flow", "occlusion")] + [black],
+    ]
+    return np.concatenate([np.concatenate([to_picture(x) for x in row], axis=1) for row in rows])
 
 
 def main(argv: list[str]) -> int:
@@ -129,16 +263,28 @@ def main(argv: list[str]) -> int:
     args = parse(Synthesize, "fastv2v synthesize", argv)
     device = open_device(args.device)
     trained = load_trained(args.run)
+    generator = trained.generator.to(device.device)
     folder = open_folder(data_of(trained.architecture, args.data, args.phase, args.test_tail))
     check_condition(trained.architecture, folder, str(args.run))
+    first = None if args.first_frames is None else load_first(args.first_frames, folder.spec).to(device.device)
     check_outputs(args, folder)
-    generator = trained.generator.to(device.device)
     written = []
-    for i, sequence in enumerate(folder.sequences):
-        name = output_name(folder, sequence)
-        made = synthesise(generator, folder.spec, read_sequence(folder, i), args.given_frames, device)
-        write_sequence(args, name, sequence, made)
-        written.append(name)
+    statistics = batch_statistics(generator) if args.norm_statistics == "batch" else nullcontext()
+    with statistics:
+        for i, sequence in enumerate(folder.sequences):
+            name = output_name(folder, sequence)
+            stop = min(len(sequence), args.start + (args.frames or len(sequence)))
+            windows = windows_of(folder, i, args.start, stop, args.given_frames)
+            made = roll_out(
+                generator,
+                lambda part: encode_clip(folder.spec, part),
+                windows,
+                args.given_frames,
+                device,
+                first=first,
+            )
+            write_sequence(args, name, made, stop - args.start, trained)
+            written.append(name)
     print(f"{args.out}: {len(written)} sequences from {trained.checkpoint} (step {trained.step})")
     print(json.dumps({"out": str(args.out), "sequences": written, "checkpoint": str(trained.checkpoint)}))
     return 0
