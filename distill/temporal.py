@@ -84,7 +84,7 @@ class TemporalTask:
         if isinstance(objective.estimator, FilesFlow):
             raise ConfigError(
                 "temporal distillation needs flow across keyframe gaps and flow files hold neighbouring frames only; "
-                "use an estimator (--helpers.flow medium)"
+                "use an estimator (--recipe.helpers.flow medium)"
             )
         self.student, self.teacher = student, teacher
         self.spec, self.objective, self.config = spec, objective, config

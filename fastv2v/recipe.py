@@ -70,13 +70,13 @@ class HelperRecipe:
     def __post_init__(self) -> None:
         if self.perceptual == "vgg19" and self.vgg19_weights is None:
             raise ConfigError(
-                "the perceptual loss on vgg19 needs --helpers.vgg19-weights FILE (torchvision's vgg19 state dict); "
-                "or use --helpers.perceptual efficientnet-lite0"
+                "the perceptual loss on vgg19 needs --recipe.helpers.vgg19-weights FILE (torchvision's vgg19 state dict); "
+                "or use --recipe.helpers.perceptual efficientnet-lite0"
             )
         if self.raft_weights is not None and not self.flow.startswith("raft-"):
             raise ConfigError(f"raft_weights belong to flow raft-small or raft-large, and flow is {self.flow}")
         if self.flow == "files" and self.flow_confidence != "photometric":
             raise ConfigError(
                 f"flow files hold one direction only, so flow_confidence {self.flow_confidence} needs an estimator "
-                "(--helpers.flow medium)"
+                "(--recipe.helpers.flow medium)"
             )

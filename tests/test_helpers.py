@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.temporal import TemporalConfig, TemporalTask
+from distill.terms import DistillWeights
 from fastv2v.checkpoint import save_checkpoint
 from fastv2v.commands.parts import build_flow, build_objective, continue_discriminators
+from fastv2v.data.conditions import ConditionSpec
 from fastv2v.device import DeviceConfig, open_device
 from fastv2v.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective, face_discriminator_like
+from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.ops.flow import DISFlow, FilesFlow, TwoWayFlow
 from fastv2v.recipe import HelperRecipe
@@ -110,6 +114,15 @@ class TestFlow:
         assert target.reference(torch.zeros(1, 2, 6, 16, 16), torch.zeros(1, 2, 3, 16, 16), flow).flow is flow
         with pytest.raises(DataError, match="these frames carry none"):
             target.reference(torch.zeros(1, 2, 6, 16, 16), torch.zeros(1, 2, 3, 16, 16))
+
+    def test_temporal_distillation_refuses_files(self):
+        generator = CompositeGenerator(
+            CompositeConfig(width=2, num_downsamples=1, num_blocks=2, norm="instance"), 6, ()
+        )
+        target = VideoObjective(CONFIG, 6, None, FilesFlow())
+        spec = ConditionSpec(kind="maps", map_channels=6)
+        with pytest.raises(ConfigError, match="needs flow across keyframe gaps and flow files hold neighbouring"):
+            TemporalTask(generator, generator, spec, target, TemporalConfig(weights=DistillWeights()))
 
     def test_settings_that_contradict_each_other_are_refused(self):
         with pytest.raises(ConfigError, match="raft_weights belong to flow raft-small or raft-large"):

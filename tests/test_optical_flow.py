@@ -117,7 +117,7 @@ class FakeWeights:
 def test_a_download_that_fails_names_the_option(monkeypatch):
     models = SimpleNamespace(raft_large=Recorder, Raft_Large_Weights=SimpleNamespace(DEFAULT=FakeWeights()))
     monkeypatch.setattr(optical_flow, "import_raft", lambda: models)
-    with pytest.raises(CheckpointError, match=r"not known\); name a file of them with --helpers\.raft-weights"):
+    with pytest.raises(CheckpointError, match=r"not known\); name a file of them with --recipe\.helpers\.raft-weights"):
         RAFTFlow.torchvision("large", None)
 
 
@@ -127,7 +127,7 @@ def test_unreadable_weights_are_named(content, tmp_path, monkeypatch):
     path = tmp_path / "raft.pth"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"raft\.pth: no readable weights for --helpers\.raft-weights"):
+    with pytest.raises(CheckpointError, match=r"raft\.pth: no readable weights for --recipe\.helpers\.raft-weights"):
         RAFTFlow.torchvision("small", path)
 
 

@@ -141,7 +141,7 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; all mean that this file holds no weights
-        raise CheckpointError(f"{path}: no readable weights for --helpers.raft-weights ({error})") from error
+        raise CheckpointError(f"{path}: no readable weights for --recipe.helpers.raft-weights ({error})") from error
 
 
 def _downloaded(models: Any, size: RAFTSize) -> Any:
@@ -152,5 +152,5 @@ def _downloaded(models: Any, size: RAFTSize) -> Any:
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"torchvision could not download the weights of raft_{size} ({error}); name a file of them with "
-            "--helpers.raft-weights, or use --helpers.flow medium"
+            "--recipe.helpers.raft-weights, or use --recipe.helpers.flow medium"
         ) from error

@@ -161,8 +161,8 @@ class FilesFlow:
             DataError: always.
         """
         raise DataError(
-            "reference flow is to come from files and these frames carry none; give the data set a flow folder, or "
-            "choose an estimator (--helpers.flow medium)"
+            "reference flow is to come from files and these frames carry none; have them read with "
+            "--recipe.data.folder.flow-files, or choose an estimator (--recipe.helpers.flow medium)"
         )
 
 
