@@ -70,7 +70,7 @@ class HelperRecipe:
     def __post_init__(self) -> None:
         if self.perceptual == "vgg19" and self.vgg19_weights is None:
             raise ConfigError(
-                "the perceptual loss on vgg19 needs --recipe.helpers.vgg19-weights FILE (torchvision's vgg19 state dict); "
+                "the perceptual loss on vgg19 needs --recipe.helpers.vgg19-weights FILE (torchvision's state dict); "
                 "or use --recipe.helpers.perceptual efficientnet-lite0"
             )
         if self.raft_weights is not None and not self.flow.startswith("raft-"):

@@ -116,13 +116,11 @@ class TestFlow:
             target.reference(torch.zeros(1, 2, 6, 16, 16), torch.zeros(1, 2, 3, 16, 16))
 
     def test_temporal_distillation_refuses_files(self):
-        generator = CompositeGenerator(
-            CompositeConfig(width=2, num_downsamples=1, num_blocks=2, norm="instance"), 6, ()
-        )
+        generator = CompositeGenerator(CompositeConfig(width=2, num_downsamples=1, num_blocks=2), 6, ())
         target = VideoObjective(CONFIG, 6, None, FilesFlow())
         spec = ConditionSpec(kind="maps", map_channels=6)
         with pytest.raises(ConfigError, match="needs flow across keyframe gaps and flow files hold neighbouring"):
-            TemporalTask(generator, generator, spec, target, TemporalConfig(weights=DistillWeights()))
+            TemporalTask(generator, generator, spec, target, TemporalConfig(weights=DistillWeights(kd_perceptual=0.0)))
 
     def test_settings_that_contradict_each_other_are_refused(self):
         with pytest.raises(ConfigError, match="raft_weights belong to flow raft-small or raft-large"):
