@@ -39,7 +39,8 @@ setup(
         "tyro>=0.9.20",
     ],
     extras_require={
+        "lmdb": ["lmdb>=1.4"],
         "raft": ["torchvision>=0.24"],
-        "test": ["hypothesis", "mypy", "pytest", "ruff", "scikit-image>=0.25"],
+        "test": ["hypothesis", "lmdb>=1.4", "mypy", "pytest", "ruff", "scikit-image>=0.25"],
     },
 )

@@ -32,6 +32,7 @@ class Verb(NamedTuple):
 COMMANDS = {
     "demo": Verb("run the whole line on a data set or the procedural world", "fastv2v.commands.demo:main"),
     "world": Verb("write the procedural street world as a data set", "fastv2v.commands.world:main"),
+    "pack": Verb("put a data set into one LMDB database", "fastv2v.commands.pack:main"),
     "train-teacher": Verb("train a full-time teacher", "fastv2v.commands.train:main_teacher"),
     "train-first": Verb("train a generator for the first frames", "fastv2v.commands.train:main_first"),
     "train-skd": Verb("distil a low-resolution student from it", "fastv2v.commands.train:main_spatial"),

@@ -42,6 +42,7 @@ TORCH_FREE = (
     "fastv2v.data.images",
     "fastv2v.data.manifest",
     "fastv2v.data.modalities",
+    "fastv2v.data.packed",
     "fastv2v.data.pose",
     "fastv2v.data.reader",
     "fastv2v.data.sampling",

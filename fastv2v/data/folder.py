@@ -10,7 +10,8 @@ and what a detector saw in ``keypoints`` (``.txt``), or in ``openpose`` (``.json
 optical flow. Files belong together when sequence and file stem are the same, apart from the endings ``_keypoints`` and
 ``_IUV`` that OpenPose and DensePose give theirs.
 
-In place of a folder, a JSON file may name the directories of each sequence (``fastv2v.data.manifest``).
+``fastv2v pack`` puts all of this into one database, which is read like a folder (``fastv2v.data.packed``). In place of
+a folder, a JSON file may name the directories of each sequence (``fastv2v.data.manifest``).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fastv2v.data.manifest import list_manifest, read_manifest
 from fastv2v.data.modalities import MODALITIES as MODALITIES
 from fastv2v.data.modalities import Condition, Layout, list_sequences, place_of
 from fastv2v.data.modalities import Phase as Phase
+from fastv2v.data.packed import data_path
 from fastv2v.data.pose import PoseConfig
 from fastv2v.data.reader import FrameReader as FrameReader
 from fastv2v.data.sequences import Listing, Missing, cut_at_gaps, drop_empty, pair_files, settle_gaps
@@ -47,7 +49,7 @@ class FolderConfig:
     """Which data set is read, and what its condition is."""
 
     root: Path
-    """Folder of the data set, or a JSON file that lists its sequences."""
+    """Folder of the data set, a packed one (NAME.lmdb), or a JSON file that lists its sequences."""
     phase: Phase = "train"
     """Which part of it."""
     condition: Condition = "labels"
@@ -79,7 +81,7 @@ class FolderConfig:
     """Read the flow from each frame to the one before from files, instead of estimating it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", Path(self.root))
+        object.__setattr__(self, "root", data_path(self.root))
         if self.phase not in get_args(Phase):
             raise ConfigError(f"phase is 'train' or 'test', got '{self.phase}'")
         if self.condition not in get_args(Condition):
