@@ -6,15 +6,15 @@ Reference layers are numbered as NVIDIA's vid2vid and Fast-Vid2Vid number them: 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from fastv2v.errors import ConfigError
-from fastv2v.nn.blocks import NormKind, init_gan_weights
+from fastv2v.nn.blocks import NormKind
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
-from fastv2v.nn.discriminator import DiscriminatorConfig, MultiScaleDiscriminator, PatchDiscriminator
+from fastv2v.nn.discriminator import DiscriminatorConfig, MultiScaleDiscriminator
 from fastv2v.nn.local import LocalConfig, LocalGenerator
 from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 
@@ -52,16 +52,7 @@ class Blueprint:
             case SingleImageConfig():
                 return SingleImageGenerator(self.config, self.channels)
             case DiscriminatorConfig():
-                return published_discriminator(self.channels, self.config)
-
-
-def published_discriminator(c_in: int, config: DiscriminatorConfig) -> MultiScaleDiscriminator:
-    """A discriminator with the published widths: ``width`` at full size, doubled at each coarser scale, at most 64."""
-    network = MultiScaleDiscriminator(c_in, config)
-    widths = [min(64, config.width * 2 ** (config.num_scales - 1 - i)) for i in range(config.num_scales)]
-    network.nets = nn.ModuleList(PatchDiscriminator(c_in, replace(config, width=width)) for width in widths)
-    init_gan_weights(network)
-    return network
+                return MultiScaleDiscriminator(self.channels, self.config)
 
 
 class Piece(NamedTuple):
@@ -227,6 +218,7 @@ def _plan_discriminator(keys: _Keys, tensors: Mapping[str, Tensor], notes: list[
         num_layers=keys.get("n_layers", int),
         num_scales=keys.get("num_D", int),
         norm=_norm(keys, tensors, "scale0_layer1.1" if by_block else "layer0.3"),
+        coarse_widths=True,
     )
     layers: Layers = {}
     for i in range(config.num_scales):

@@ -121,9 +121,9 @@ def _judged_by(config: ObjectiveConfig, judges: Sequence[Imported], spec: Condit
         shape = judge.blueprint.config
         assert isinstance(shape, DiscriminatorConfig)  # read_initial sorted them
         if judge.blueprint.channels == spec.channels + 3:
-            config = replace(config, image_discriminator=replace(shape, coarse_widths=True))
+            config = replace(config, image_discriminator=shape)
         else:
-            config = replace(config, temporal_discriminator=replace(shape, coarse_widths=True))
+            config = replace(config, temporal_discriminator=shape)
     return config
 
 
