@@ -383,9 +383,17 @@ class PredictionTask:
         return {"real": self._colour(labels), "predicted": self._colour(torch.cat([observed, predicted], dim=1))}
 
     def evaluate(self, clip: Clip) -> Mapping[str, float]:
-        """Pixel accuracy and mean IoU of the predicted maps, and of repeating the last observed one instead."""
+        """Pixel accuracy and mean IoU of the predicted maps, and of repeating the last observed one instead.
+
+        The last one's ignored pixels count as wrong where the truth is known.
+
+        Raises:
+            DataError: if nothing is left to predict, or nothing that could be scored.
+        """
         first, labels = self._observed(clip), _labels(clip)
         truth = labels[:, first:]
+        if not _is_known(truth, self.spec.num_classes).any():
+            raise DataError("no pixel of the label maps to predict has a class, so that nothing can be scored")
         copied = labels[:, first - 1 : first].expand_as(truth)
         score, floor = (
             label_score(confusion(maps, truth, self.spec.num_classes)) for maps in (self._predict(clip), copied)

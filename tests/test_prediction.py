@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from fastv2v.architecture import Architecture, architecture_dict, load_trained
 from fastv2v.checkpoint import save_checkpoint
 from fastv2v.cli import main
-from fastv2v.commands.predict import Predict, write_label
+from fastv2v.commands.predict import Predict, Prediction, Tally, table, write_label
 from fastv2v.config import from_dict, to_dict
 from fastv2v.contracts import Task
 from fastv2v.data.clip import Clip
@@ -276,6 +276,12 @@ class TestPredictionTask:
         with pytest.raises(DataError, match="the clip has none"):
             call(replace(make_clip(), labels=None))
 
+    def test_clips_without_any_class_to_predict_are_not_scored(self):
+        clip = make_clip()
+        clip.labels[:, 2:] = 255
+        with pytest.raises(DataError, match="nothing can be scored"):
+            make_task().evaluate(clip)
+
     def test_conditions_without_classes_and_unequal_classes_are_refused(self):
         with pytest.raises(ConfigError, match="use a data set with label maps"):
             PredictionTask(
@@ -481,6 +487,18 @@ class TestVerbs:
         paths = {name: place / name for name in ("predictor", "teacher", "data", "out")}
         with pytest.raises(ConfigError, match="observed and frames must be at least 1"):
             Predict(**paths, **wrong)
+
+
+def test_steps_without_labels_have_no_score_and_no_part_in_the_mean():
+    clip = make_clip(batch=1, frames=4)
+    clip.labels[:, 3] = 255
+    tally = Tally(3, 2)
+    tally.add(Prediction(clip.labels[:, 2:].long(), clip.frames[:, 2:], clip.frames[:, 2:]), clip, 2)
+    first, second = tally.rows()
+    assert first["accuracy"] == first["mean_iou"] == 1 and first["psnr"] == 100
+    assert first["copy_accuracy"] < 1 and first["copy_psnr"] < 100
+    assert math.isnan(second["accuracy"]) and second["psnr"] == 100
+    assert "nan" in table([first, second])
 
 
 def test_a_damaged_record_is_named(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -232,7 +233,7 @@ class Tally:
             self._psnr[name].append([clip_psnr(frames[:, t : t + 1], real[:, t : t + 1]) for t in steps])
 
     def rows(self) -> list[dict[str, float]]:
-        """``_COLUMNS`` of each step, first step first; PSNR in dB, the others in [0, 1]."""
+        """``_COLUMNS`` of each step: PSNR in dB, the others in [0, 1] and NaN where no true pixel has a class."""
         psnr = {name: np.mean(values, axis=0) for name, values in self._psnr.items()}
         rows = []
         for t in range(len(next(iter(psnr.values())))):
@@ -240,7 +241,7 @@ class Tally:
             for name, counts in self._counts.items():
                 score = label_score(counts[t])
                 row |= {f"{name}accuracy": score.accuracy, f"{name}mean_iou": score.mean_iou}
-            rows.append({name: round(row[name], 4) for name in _COLUMNS})
+            rows.append({name: row[name] for name in _COLUMNS})
         return rows
 
 
@@ -351,6 +352,17 @@ def table(rows: list[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def _plain(row: Mapping[str, float]) -> dict[str, float | None]:
+    """Rounded numbers for JSON, which has no NaN."""
+    return {name: None if math.isnan(value) else round(value, 4) for name, value in row.items()}
+
+
+def _mean(values: list[float]) -> float:
+    """Mean of the numbers among them, NaN where there is none."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else math.nan
+
+
 def _listed(names: tuple[str, ...]) -> str:
     """Classes, short enough for a sentence."""
     return f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
@@ -398,8 +410,8 @@ def main(argv: list[str]) -> int:
         "predictor": str(predictor.checkpoint),
         "teacher": str(teacher.checkpoint),
         "borders": "between classes" if spec.use_instances else None,
-        "steps": rows,
-        "mean": {name: round(float(np.mean([row[name] for row in rows])), 4) for name in _COLUMNS},
+        "steps": [_plain(row) for row in rows],
+        "mean": _plain({name: _mean([row[name] for row in rows]) for name in _COLUMNS}),
     }
     write_json(args.out / "scores.json", result)
     print(f"{args.out}: {args.frames} frames after {args.observed} observed ones in {len(written)} sequences")
