@@ -182,7 +182,7 @@ class TestDataOf:
         geometry = GeometryConfig(mode="randomScaleHeight_and_crop", load_size=64, fine_size=32, interpolation="area")
         run = replace(ARCHITECTURE, folder=replace(ARCHITECTURE.folder, geometry=geometry))
         read = data_of(run, tmp_path, "train").geometry
-        assert (read.mode, read.load_size, read.interpolation) == ("scaleHeight", 64, "area")
+        assert (read.mode, read.load_size, read.interpolation) == ("scaleHeight", 32, "area")
 
     def test_an_architecture_names_no_place(self, tmp_path):
         with pytest.raises(ConfigError, match="names no root"):

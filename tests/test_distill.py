@@ -52,6 +52,10 @@ class Clock(nn.Module):
         self.flow = nn.Parameter(torch.tensor(flow))
         self.seen = []
 
+    @property
+    def uses_flow(self):
+        return self.config.use_flow
+
     def step(self, condition, history):
         self.seen.append(condition[0, 0, 0, 0].item())
         frame = self.scale * condition.expand(-1, 3, -1, -1)
@@ -432,7 +436,7 @@ class TestTraining:
         row = next(row for row in read_metrics(tmp_path / "run") if row["kind"] == "train")
         assert {f"generator/{term}" for term in task.weights["generator"]} <= row.keys()
         saved = {file.stem.split(".")[0] for file in (tmp_path / "run/checkpoints").rglob("*.safetensors")}
-        assert saved == {"generator", "image_discriminator", "temporal_discriminator", "ema", "rng"}  # no teacher
+        assert saved == {"generator", "image_discriminator", "temporal_discriminator_0", "ema", "rng"}  # no teacher
 
     def test_names_of_terms_and_weights_agree_and_every_parameter_gets_a_gradient(self, kind):
         task = real_task(kind)

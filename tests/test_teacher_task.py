@@ -28,7 +28,7 @@ OBJECTIVE = ObjectiveConfig(
     image_discriminator=DISCRIMINATOR,
     temporal_discriminator=DISCRIMINATOR,
 )
-PLAYERS = ("generator", "image_discriminator", "temporal_discriminator")
+PLAYERS = ("generator", "image_discriminator", "temporal_discriminator_0")
 
 
 def make_task(rollout=None, objective=OBJECTIVE, **settings):
@@ -127,7 +127,7 @@ def test_every_chunk_gives_every_term(chunk_frames, expected):
 def test_past_frames_reach_the_temporal_discriminator_of_the_next_chunk():
     task = make_task(RolloutConfig(chunk_frames=1))
     chunks = list(task.step(make_clip(), torch.Generator().manual_seed(0), 0))
-    judged = [chunk["temporal_discriminator"]["real"].requires_grad for chunk in chunks]
+    judged = [chunk["temporal_discriminator_0"]["real"].requires_grad for chunk in chunks]
     assert judged == [False, False, True, True]  # the third made frame completes the first three
 
 

@@ -182,7 +182,7 @@ class TestTrainConfig:
         assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
 
     @pytest.mark.parametrize(
-        "bad", [{"steps": 0}, {"max_minutes": 0}, {"eval_every": -1}, {"ema_decay": 1.0}, {"best_is": "good"}]
+        "bad", [{"steps": -1}, {"max_minutes": 0}, {"eval_every": -1}, {"ema_decay": 1.0}, {"best_is": "good"}]
     )
     def test_nonsense_is_refused(self, bad):
         with pytest.raises(ConfigError, match=next(iter(bad))):

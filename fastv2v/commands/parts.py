@@ -13,7 +13,7 @@ from fastv2v.architecture import Architecture, Stage, Trained
 from fastv2v.checkpoint import load_tensors, load_weights, read_state, weights_file
 from fastv2v.contracts import FlowEstimator, StepModel
 from fastv2v.data.clip import Clip
-from fastv2v.data.folder import MODALITIES, FolderConfig, Phase, VideoFolder, open_folder
+from fastv2v.data.folder import FolderConfig, Phase, VideoFolder, has_phase, open_folder
 from fastv2v.data.loader import ClipLoader, read_sequence
 from fastv2v.data.transforms import GeometryConfig, Size
 from fastv2v.device import Device
@@ -125,17 +125,17 @@ def open_test(folder: FolderConfig) -> VideoFolder:
 
 
 def _test_geometry(geometry: GeometryConfig) -> GeometryConfig:
-    """The geometry without chance: of random scales the largest, uncropped; other crops lie in the middle anyway."""
+    """The geometry without chance: whole images at the length that random scales are cropped to, or the largest one
+    where nothing is cropped; other crops lie in the middle anyway."""
     if not geometry.is_random:
         return geometry
-    return replace(geometry, mode="scaleHeight" if "Height" in geometry.mode else "scaleWidth")
+    length = geometry.fine_size if geometry.mode.endswith("rop") else geometry.load_size
+    return replace(geometry, mode="scaleHeight" if "Height" in geometry.mode else "scaleWidth", load_size=length)
 
 
 def has_test_part(folder: FolderConfig) -> bool:
-    """Whether the data set has folders for the phase ``test``, in either layout."""
-    places = [MODALITIES[modality] for modality in folder.modalities[:2]]
-    names = {name for place in places for name in (f"test_{place.suffix}", f"{place.folder}/test")}
-    return any((folder.root / name).is_dir() for name in names)
+    """Whether the data set has a part for the phase ``test`` of its own."""
+    return has_phase(folder, "test")
 
 
 def data_of(architecture: Architecture, root: Path, phase: Phase, test_tail: int | None = None) -> FolderConfig:
@@ -160,7 +160,7 @@ def data_of(architecture: Architecture, root: Path, phase: Phase, test_tail: int
         geometry=_test_geometry(trained.geometry),
     )
     has_test = has_test_part(config)
-    if phase == "test" and root.is_dir() and not has_test and not trained.test_tail:
+    if phase == "test" and root.exists() and not has_test and not trained.test_tail:
         raise ConfigError(
             f"{root} has no held-out part: it has no test folders and the run was trained on every frame (test_tail 0)"
             "; train with --recipe.data.folder.test-tail N or give another data set"
@@ -200,8 +200,8 @@ def check_condition(architecture: Architecture, folder: VideoFolder, what: str) 
     """
     if architecture.condition != folder.spec:
         raise ConfigError(
-            f"{what} was trained on another condition ({_describe(architecture.condition.class_names)}) than "
-            f"{folder.root} has ({_describe(folder.spec.class_names)}); use the data set it was trained on"
+            f"{what} was trained on another condition ({architecture.condition.describe()}) than {folder.root} has "
+            f"({folder.spec.describe()}); use the data set it was trained on"
         )
 
 
@@ -241,10 +241,6 @@ def check_held_out(clips: Sequence[Clip], least: int, remedy: str) -> None:
     shortest = min((clip.num_frames for clip in clips), default=least)
     if shortest < least:
         raise ConfigError(f"a held-out clip has {shortest} frames and scoring needs at least {least}; {remedy}")
-
-
-def _describe(names: tuple[str, ...]) -> str:
-    return f"{len(names)} classes: {', '.join(names[:3])}, ..." if len(names) > 3 else ", ".join(names) or "maps"
 
 
 def palette_of(folder: VideoFolder) -> tuple[tuple[int, int, int], ...]:
