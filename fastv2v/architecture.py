@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +14,14 @@ from fastv2v.data.folder import FolderConfig
 from fastv2v.errors import CheckpointError, ConfigError
 from fastv2v.nn.coarse_to_fine import VideoGenerator, build_generator
 from fastv2v.nn.composite import CompositeConfig
+from fastv2v.nn.features import FeatureConfig, FeatureEncoder, FeatureGenerator
 from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 from fastv2v.recipe import UNSET_ROOT
 
 Stage = Literal["first", "teacher", "spatial", "temporal"]
 """Training stages; ``first`` draws single images, for the first frames of a video."""
 
-Generator = VideoGenerator | SingleImageGenerator
+Generator = VideoGenerator | FeatureGenerator | SingleImageGenerator
 """Whatever a checkpoint may hold: a step model with weights."""
 
 
@@ -32,6 +33,8 @@ class Architecture:
     """Size and shape."""
     foreground: tuple[str, ...] = ()
     """Names of the label classes the foreground branch paints."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """The encoder of instance features, which follow the condition."""
     condition: ConditionSpec
     """How its conditions are encoded."""
     palette: tuple[tuple[int, int, int], ...] = ()
@@ -49,6 +52,13 @@ class Architecture:
             raise ConfigError("the stage 'first' and a single-image generator go together")
         if self.folder.phase != "train" or self.folder.root != UNSET_ROOT:
             raise ConfigError("the folder of an architecture names no root and the phase 'train'")
+        if self.features.channels and self.stage != "teacher":
+            raise ConfigError("only teachers have instance features; set features.channels to 0")
+        if self.features.channels and not self.condition.use_instances:
+            raise ConfigError(
+                "instance features need label maps with instance maps: set use_instances of the folder to True, or "
+                "features.channels to 0"
+            )
 
     def build(self) -> Generator:
         """The generator with fresh weights.
@@ -59,18 +69,16 @@ class Architecture:
         channels = foreground_channels(self.condition, self.foreground)
         if isinstance(self.generator, SingleImageConfig):
             return SingleImageGenerator(self.generator, self.condition.channels)
-        return build_generator(self.generator, self.condition.channels, channels)
+        generator = build_generator(self.generator, self.condition.channels + self.features.channels, channels)
+        return FeatureGenerator(generator, FeatureEncoder(self.features)) if self.features.channels else generator
 
     def build_video(self) -> VideoGenerator:
         """The same, where nothing but a generator of videos will do.
 
         Raises:
-            ConfigError: if it draws single images.
+            ConfigError: if it draws single images or takes instance features.
         """
-        generator = self.build()
-        if isinstance(generator, SingleImageGenerator):
-            raise ConfigError("a single-image generator stands where a generator of videos is needed")
-        return generator
+        return video_generator(self.build(), "the generator")
 
 
 def foreground_channels(spec: ConditionSpec, names: tuple[str, ...]) -> tuple[int, ...]:
@@ -90,6 +98,29 @@ def foreground_channels(spec: ConditionSpec, names: tuple[str, ...]) -> tuple[in
                 f"unknown foreground class {name!r}; the condition has {', '.join(spec.class_names) or 'no classes'}"
             )
     return tuple(channels)
+
+
+def video_generator(model: Generator, what: str) -> VideoGenerator:
+    """A model where nothing but a generator of videos from conditions alone will do.
+
+    Args:
+        model: to look at.
+        what: its name, for the message.
+
+    Raises:
+        ConfigError: if it draws single images or takes instance features.
+    """
+    if isinstance(model, SingleImageGenerator):
+        raise ConfigError(
+            f"{what} draws single images, for the first frames of a video; give a run of train-teacher, train-skd or "
+            "train-tkd here"
+        )
+    if isinstance(model, FeatureGenerator):
+        raise ConfigError(
+            f"{what} takes instance features, which only the verbs looks and synthesize can give it; distillation, "
+            "export, predict and benchmark need a teacher trained with --recipe.features.channels 0"
+        )
+    return model
 
 
 def architecture_dict(architecture: Architecture) -> dict[str, Any]:
@@ -115,14 +146,9 @@ class Trained:
         """The generator of videos.
 
         Raises:
-            ConfigError: if the run draws single images.
+            ConfigError: if the run draws single images or takes instance features.
         """
-        if isinstance(self.model, SingleImageGenerator):
-            raise ConfigError(
-                f"{self.checkpoint} draws single images, for the first frames of a video; give a run of train-teacher, "
-                "train-skd or train-tkd here"
-            )
-        return self.model
+        return video_generator(self.model, str(self.checkpoint))
 
 
 def load_trained(path: Path | str, which: Literal["best", "latest"] = "latest") -> Trained:

@@ -37,6 +37,7 @@ COMMANDS = {
     "train-first": Verb("train a generator for the first frames", "fastv2v.commands.train:main_first"),
     "train-skd": Verb("distil a low-resolution student from it", "fastv2v.commands.train:main_spatial"),
     "train-tkd": Verb("make the student part-time: keyframes only", "fastv2v.commands.train:main_temporal"),
+    "looks": Verb("learn what the objects of each class look like", "fastv2v.commands.looks:main"),
     "synthesize": Verb("roll a trained generator out over label maps", "fastv2v.commands.synthesize:main"),
     "train-predictor": Verb("train a predictor of future label maps", "fastv2v.commands.predict:main_train"),
     "predict": Verb("predict label maps and let a teacher draw them", "fastv2v.commands.predict:main"),

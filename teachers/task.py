@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +14,11 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
 from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
-from fastv2v.losses.rollout import RolloutConfig, draw_start, training_rollout
+from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig, draw_start, opening, training_rollout
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly
-from fastv2v.ops.labels import encode_clip
-from fastv2v.render import render_clip
+from fastv2v.nn.features import EncodingStep, FeatureGenerator, clip_conditions, observations
+from fastv2v.ops.labels import condition_pictures, encode_clip
+from fastv2v.render import Chunk, render_clip, rollout_chunks
 from fastv2v.score import clip_psnr
 
 
@@ -41,10 +42,12 @@ class TeacherTask:
     """vid2vid's training: roll out from the generator's own frames, judge, repeat.
 
     Args:
-        generator: the teacher; of one scale or several, or one that draws single images.
+        generator: the teacher; of one scale or several, with instance features or without, or one that draws single
+            images. The discriminators see conditions without features.
         spec: how conditions are encoded.
         objective: losses and discriminators.
         config: rollout settings.
+        palette: display colour of each label class, for samples.
 
     Raises:
         ConfigError: if coarse scales shall be fixed and there are none.
@@ -54,14 +57,21 @@ class TeacherTask:
     """
 
     def __init__(
-        self, generator: Generator, spec: ConditionSpec, objective: VideoObjective, config: TeacherTaskConfig
+        self,
+        generator: Generator,
+        spec: ConditionSpec,
+        objective: VideoObjective,
+        config: TeacherTaskConfig,
+        palette: Sequence[Sequence[int]] = (),
     ) -> None:
-        if config.fixed_coarse_steps and not isinstance(generator, CoarseToFineGenerator):
+        inner = generator.generator if isinstance(generator, FeatureGenerator) else generator
+        if config.fixed_coarse_steps and not isinstance(inner, CoarseToFineGenerator):
             raise ConfigError("fixed_coarse_steps is for generators of several scales; this one has one (num_scales)")
         self.generator = generator
         self.spec = spec
         self.objective = objective
         self.config = config
+        self.palette = palette
         self.players: Mapping[str, nn.Module] = {"generator": generator, **objective.discriminators}
         self.weights: Mapping[str, Mapping[str, float]] = objective.weights(uses_flow=generator.uses_flow)
 
@@ -71,23 +81,54 @@ class TeacherTask:
         reference = self.objective.reference(conditions, clip.frames, clip.flow)
         start = draw_start(self.config.rollout, rng)
         past: list[Tensor] = []
-        for chunk in training_rollout(self._trained(at), conditions, clip.frames, start, self.config.rollout, at):
+        for chunk in self._rollout(clip, conditions, start, at):
             num_made = chunk.start - self.generator.history_length
             yield self.objective.chunk_losses(chunk, reference, past, num_made=num_made)
             past = self.objective.past_after(past, chunk)
 
-    def _trained(self, at: int) -> StepModel:
-        """The generator, or its finest scale while the coarse ones are fixed."""
+    def _rollout(self, clip: Clip, conditions: Tensor, start: str, at: int) -> Iterator[Chunk]:
+        """Chunks of the clip, synthesised with the look of the real frames where the generator takes features."""
+        if isinstance(self.generator, FeatureGenerator):
+            return self._feature_rollout(self.generator, clip, start, at)
+        model: StepModel = self.generator
         if isinstance(self.generator, CoarseToFineGenerator) and at < self.config.fixed_coarse_steps:
-            return FinestOnly(self.generator)
-        return self.generator
+            model = FinestOnly(self.generator)
+        return training_rollout(model, conditions, clip.frames, start, self.config.rollout, at)
+
+    def _feature_rollout(self, generator: FeatureGenerator, clip: Clip, start: str, at: int) -> Iterator[Chunk]:
+        """The same with features made anew in each step; see ``EncodingStep``."""
+        config = self.config.rollout
+        model: StepModel = EncodingStep(generator, finest_only=at < self.config.fixed_coarse_steps)
+        with torch.no_grad():  # the history of a start is given, not learnt
+            known = clip_conditions(generator, self.spec, clip.take(0, generator.history_length + 1))
+        return rollout_chunks(
+            CheckpointedStep(model) if config.gradient_checkpointing else model,
+            observations(self.spec, clip),
+            opening(generator, known, clip.frames, start),
+            start=generator.history_length,
+            chunk_frames=config.chunk_frames,
+            backprop_frames=config.backprop_at(at),
+        )
+
+    @torch.no_grad()
+    def _render(self, clip: Clip) -> Tensor:
+        """The rollout from the first real frame; features, where there are any, come from all real frames."""
+        return render_clip(self.generator, clip_conditions(self.generator, self.spec, clip), clip.frames[:, :1])
 
     def sample(self, clip: Clip) -> Mapping[str, Tensor]:
-        """Real frames beside the teacher's own rollout from the first of them."""
-        frames = render_clip(self.generator, encode_clip(self.spec, clip), clip.frames[:, :1])
-        return {"real": clip.frames, "teacher": frames}
+        """The condition, the real frames and the teacher's own rollout from the first of them.
+
+        Conditions of classes are shown where there is a palette for them.
+        """
+        shown = {"real": clip.frames, "teacher": self._render(clip)}
+        if self.spec.kind == "labels" and not self.palette:
+            return shown
+        return {"condition": condition_pictures(self.spec, clip, self.palette), **shown}
 
     def evaluate(self, clip: Clip) -> Mapping[str, float]:
-        """PSNR in dB of the rollout from the first real frame, that frame left out."""
-        frames = render_clip(self.generator, encode_clip(self.spec, clip), clip.frames[:, :1])
-        return {"psnr": clip_psnr(frames[:, 1:], clip.frames[:, 1:])}
+        """PSNR in dB of the rollout from the first real frame, that frame left out.
+
+        A generator with instance features is told the look of the real frames: its PSNR does not compare with that of
+        a generator without.
+        """
+        return {"psnr": clip_psnr(self._render(clip)[:, 1:], clip.frames[:, 1:])}

@@ -17,9 +17,16 @@ from distill.presets import SpatialRecipe, TemporalRecipe
 from distill.spatial import SpatialTask
 from distill.teacher import freeze
 from distill.temporal import TemporalTask
-from fastv2v.architecture import Architecture, Stage, architecture_dict, load_trained
+from fastv2v.architecture import (
+    Architecture,
+    Generator,
+    Stage,
+    architecture_dict,
+    load_trained,
+    video_generator,
+)
 from fastv2v.commands.arguments import parse_preset
-from fastv2v.commands.initial import adapted, load_initial, read_initial
+from fastv2v.commands.initial import InitialWeights, adapted, load_initial, read_initial
 from fastv2v.commands.parts import (
     build_objective,
     check_condition,
@@ -37,8 +44,10 @@ from fastv2v.contracts import Task
 from fastv2v.data.folder import VideoFolder
 from fastv2v.data.loader import ClipLoader
 from fastv2v.device import Device, open_device
+from fastv2v.errors import ConfigError
 from fastv2v.log import BarProgress, SilentProgress, clock
 from fastv2v.nn.composite import CompositeConfig
+from fastv2v.nn.features import FeatureConfig, FeatureGenerator
 from fastv2v.nn.single_image import SingleImageConfig
 from fastv2v.recipe import UNSET_ROOT, DataRecipe
 from fastv2v.run import open_run
@@ -135,13 +144,37 @@ def train_teacher(args: TrainTeacher) -> FitResult:
     recipe = adapted(recipe, initial, folder.spec)
     seed_everything(derive_seed(recipe.train.seed, "weights"))
     architecture = _architecture("teacher", recipe.generator, recipe.foreground, recipe.data, folder, loader)
-    generator = architecture.build_video()
-    check_size(generator, architecture.size, "the teacher")
+    architecture = replace(architecture, features=recipe.features)
+    teacher = architecture.build()
+    check_size(teacher, architecture.size, "the teacher")
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
-    load_initial(initial, generator, objective, folder)
-    task = TeacherTask(generator, folder.spec, objective, recipe.task)
-    _LOG.info("teacher: %.2f M weights, %d condition channels", num_parameters(generator) / 1e6, folder.spec.channels)
+    initial = _start_encoder(initial, teacher, recipe.features)
+    inner = teacher.generator if isinstance(teacher, FeatureGenerator) else teacher
+    load_initial(initial, video_generator(inner, "the teacher"), objective, folder)
+    task = TeacherTask(teacher, folder.spec, objective, recipe.task, architecture.palette)
+    _LOG.info("teacher: %.2f M weights, %d condition channels", num_parameters(teacher) / 1e6, folder.spec.channels)
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
+
+
+def _start_encoder(initial: InitialWeights, teacher: Generator, features: FeatureConfig) -> InitialWeights:
+    """Copy the feature encoder of an initial run; what is left is for the generator inside.
+
+    Raises:
+        ConfigError: if the initial weights have other instance features than the teacher.
+    """
+    there = FeatureConfig() if initial.run is None else initial.run.architecture.features
+    if (initial.run is not None or initial.generators) and there.channels != features.channels:
+        raise ConfigError(
+            f"--init has {there.channels} channels of instance features and the recipe {features.channels}; set "
+            f"--recipe.features.channels {there.channels}"
+        )
+    if initial.run is None or not isinstance(teacher, FeatureGenerator):
+        return initial
+    source = initial.run.model
+    if there != features or not isinstance(source, FeatureGenerator):
+        raise ConfigError(f"--init has another feature encoder ({there}) than the recipe ({features})")
+    teacher.encoder.load_state_dict(source.encoder.state_dict())
+    return replace(initial, run=replace(initial.run, model=source.generator))
 
 
 def train_first(args: TrainFirst) -> FitResult:
@@ -154,7 +187,7 @@ def train_first(args: TrainFirst) -> FitResult:
     generator = architecture.build()
     check_size(generator, architecture.size, "the generator")
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
-    task = TeacherTask(generator, folder.spec, objective, recipe.task)
+    task = TeacherTask(generator, folder.spec, objective, recipe.task, architecture.palette)
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
 
 
