@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from distill.spatial import SpatialConfig
 from distill.temporal import TemporalConfig
 from distill.terms import DistillWeights
-from fastv2v.data.sampling import SamplingConfig
 from fastv2v.device import DeviceConfig
 from fastv2v.losses.objective import ObjectiveConfig
 from fastv2v.losses.rollout import RolloutConfig
@@ -67,7 +66,7 @@ def spatial(
 def temporal(data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig) -> TemporalRecipe:
     """The published temporal stage, with weights that mean what they say."""
     return TemporalRecipe(
-        data=replace(data, sampling=replace(data.sampling, num_frames=17)),
+        data=replace(data, sampling=replace(data.sampling, num_frames=17, grow_every=0, max_step=1)),
         task=TemporalConfig(
             weights=DistillWeights(kd_reconstruction=4.0, kd_perceptual=4.0, kd_temporal=1.0),
             gap=GapConfig(smallest=2, largest=6),
@@ -102,8 +101,9 @@ def temporal_demo(
     there, so it learns at half the rate.
     """
     objective = replace(objective, weights=replace(objective.weights, flow=1.0))
+    num_frames = 29 if data.sampling.num_frames >= 14 else 17
     return TemporalRecipe(
-        data=replace(data, sampling=SamplingConfig(num_frames=29)),
+        data=replace(data, sampling=replace(data.sampling, num_frames=num_frames)),
         task=TemporalConfig(
             weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=0.0, kd_temporal=0.5),
             gap=GapConfig(smallest=3, largest=4),

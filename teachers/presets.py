@@ -425,3 +425,6 @@ PRESETS = {
     "pose-small": pose_small,
 }
 """Presets by the name the command line knows them by."""
+
+SMALL = frozenset({"demo", "street-small", "street-small-2", "face-small", "pose-small"})
+"""Presets that train in minutes on a CPU."""

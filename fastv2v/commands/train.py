@@ -358,36 +358,31 @@ def main_temporal(argv: list[str]) -> int:
 
 def spatial_presets() -> dict[str, tuple[str, SpatialRecipe]]:
     """Spatial recipes by name, with their descriptions: each continues the teacher preset of the same name."""
-    street, small = teacher_presets.street(), teacher_presets.demo()
-    return {
-        "street": (
-            distill_presets.spatial.__doc__ or "",
-            distill_presets.spatial(
-                student_presets.published(), street.data, street.helpers, street.task.objective, street.train
-            ),
-        ),
-        "demo": (
-            distill_presets.spatial_demo.__doc__ or "",
-            distill_presets.spatial_demo(
-                student_presets.demo(), small.data, small.helpers, small.task.objective, small.train
-            ),
-        ),
-    }
+    found = {}
+    for name, make in teacher_presets.PRESETS.items():
+        recipe, small = make(), name in teacher_presets.SMALL
+        build = distill_presets.spatial_demo if small else distill_presets.spatial
+        student = student_presets.demo() if small else student_presets.published()
+        made = build(student, recipe.data, recipe.helpers, recipe.task.objective, recipe.train)
+        found[name] = (_summary(build, name), made)
+    return found
 
 
 def temporal_presets() -> dict[str, tuple[str, TemporalRecipe]]:
     """Temporal recipes by name, with their descriptions."""
-    street, small = teacher_presets.street(), teacher_presets.demo()
-    return {
-        "street": (
-            distill_presets.temporal.__doc__ or "",
-            distill_presets.temporal(street.data, street.helpers, street.task.objective, street.train),
-        ),
-        "demo": (
-            distill_presets.temporal_demo.__doc__ or "",
-            distill_presets.temporal_demo(small.data, small.helpers, small.task.objective, small.train),
-        ),
-    }
+    found = {}
+    for name, make in teacher_presets.PRESETS.items():
+        recipe = make()
+        build = distill_presets.temporal_demo if name in teacher_presets.SMALL else distill_presets.temporal
+        made = build(recipe.data, recipe.helpers, recipe.task.objective, recipe.train)
+        found[name] = (_summary(build, name), made)
+    return found
+
+
+def _summary(build: Callable[..., Any], name: str) -> str:
+    """First sentence about a recipe, with the teacher it continues."""
+    first = (build.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    return f"{first}; after a teacher of the recipe {name}."
 
 
 def report_fit(run: Path, result: FitResult) -> int:
