@@ -49,8 +49,8 @@ class Export:
     """How much quality a faster engine may cost."""
     measure: bool = True
     """Choose the engine by measuring; otherwise the bundle names none and ONNX Runtime is used."""
-    task: str = "street"
-    """Kind of material, for the manifest."""
+    task: str | None = None
+    """Kind of material, for the manifest; by default street, face or pose after the condition."""
     fps: float = 15.0
     """Frames per second of the material."""
     tolerance: float = 1e-3
@@ -88,7 +88,7 @@ def export_bundle(args: Export) -> Manifest:
     clip = keyframe_clip(folder, args.keyframes.gap, args.frames)
     cost = step_cost(trained.generator, spec.channels, clip.size, keyframe_fraction=1 / args.keyframes.gap)
     details = BundleDetails(
-        task=args.task,
+        task=args.task or {"labels": "street"}.get(spec.encoder or "", spec.encoder or spec.kind),
         condition=spec,
         size=clip.size,
         keyframes=asdict(args.keyframes),

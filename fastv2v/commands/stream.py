@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,23 +19,35 @@ from tqdm import tqdm
 from export.bundle import Manifest
 from export.runtime import ConditionMap, DeliveredFrame, Stream, open_bundle
 from fastv2v.commands.arguments import parse
-from fastv2v.data.folder import by_number
+from fastv2v.data.conditions import maps_to_float
+from fastv2v.data.face import FaceConfig
+from fastv2v.data.folder import FolderConfig, FrameReader, Phase, VideoFolder, by_number, open_folder
 from fastv2v.data.images import is_image_file, read_image, read_label
-from fastv2v.data.transforms import GeometryConfig, Size, apply_geometry, draw_geometry
+from fastv2v.data.pose import PoseConfig
+from fastv2v.data.transforms import Geometry, GeometryConfig, Size, apply_geometry, draw_geometry
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.video import VIDEO_SUFFIXES, VideoWriter, write_image
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamArgs:
-    """Run a bundle over a folder of label maps and write every frame."""
+    """Run a bundle over a folder of label maps, or over a sequence of a data set, and write every frame."""
 
     bundle: Path
     """Bundle folder, NAME.v2v."""
-    conditions: Path
-    """Folder of one sequence's label maps, all of one size, in the order of the numbers in their names."""
     out: Path
     """Video to write (.mp4, .mkv), or a folder for PNG frames. It appears when it is complete."""
+    conditions: Path | None = None
+    """Folder of one sequence's label maps or condition images, all of one size, in the order of the numbers in their
+    names. For faces and poses, which are drawn from landmarks and key points, give --data instead."""
+    data: Path | None = None
+    """Data set folder to take a sequence from, read as ``fastv2v synthesize`` reads it."""
+    sequence: str | None = None
+    """Which sequence of --data; the first by default."""
+    phase: Phase = "test"
+    """Which part of --data."""
+    given_frame: bool = False
+    """Start from the real first frame of the sequence of --data."""
     instances: Path | None = None
     """Folder of instance maps with the same names, where the bundle uses them."""
     seed_frame: Path | None = None
@@ -46,6 +58,16 @@ class StreamArgs:
     """CPU threads; all by default."""
     overwrite: bool = False
     """Replace a video, or a folder of nothing but PNG frames, of this name as a whole."""
+
+    def __post_init__(self) -> None:
+        if (self.conditions is None) == (self.data is None):
+            raise ConfigError("give either --conditions, a folder of pictures, or --data, a data set")
+        of_data = self.sequence is not None or self.given_frame or self.phase != "test"
+        of_pictures = self.instances is not None or self.seed_frame is not None
+        if (of_data and self.data is None) or (of_pictures and self.data is not None):
+            raise ConfigError(
+                "--sequence, --phase and --given-frame belong to --data; --instances and --seed-frame to --conditions"
+            )
 
 
 def condition_files(folder: Path) -> list[Path]:
@@ -148,7 +170,7 @@ def check_output(args: StreamArgs) -> None:
             f"{args.out}: nothing is written as {out.suffix}; name a video {' or '.join(VIDEO_SUFFIXES)}, or a folder "
             "without a dot in its name"
         )
-    given = (args.conditions, args.instances, args.seed_frame)
+    given = (args.conditions, args.instances, args.seed_frame, args.data)
     if any(path is not None and path.resolve().is_relative_to(out) for path in given):
         raise ConfigError(f"{args.out} holds what is to be read; name another output")
     if not out.exists() or (out.is_dir() and not out.suffix and not any(out.iterdir())):
@@ -207,7 +229,7 @@ def main(argv: list[str]) -> int:
     """``fastv2v stream --bundle NAME.v2v --conditions DIR --out VIDEO``."""
     args = parse(StreamArgs, "fastv2v stream", argv)
     check_output(args)
-    files = condition_files(args.conditions)
+    files = None if args.conditions is None else condition_files(args.conditions)
     with open_bundle(args.bundle, engine=args.engine, threads=args.threads) as stream:
         seconds = _run(args, stream, files)
         stats = stream.stats
@@ -231,20 +253,133 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _run(args: StreamArgs, stream: Stream, files: list[Path]) -> float:
+def _run(args: StreamArgs, stream: Stream, files: list[Path] | None) -> float:
     """Write every frame with a progress bar; returns the seconds it took."""
     manifest = stream.manifest
-    instances = instance_files(manifest, files, args.instances)
-    if args.seed_frame is not None:
-        stream.restart(read_seed(args.seed_frame, files[0], manifest.size))
-    labels = manifest.condition.kind == "labels"
-    conditions = read_conditions(files, manifest.size, labels=labels, instances=instances)
+    if files is None:
+        taken = open_sequence(args, manifest)
+        names, conditions = taken.names, taken.conditions()
+        if args.given_frame:
+            stream.restart(taken.first_frame())
+    else:
+        encoder = manifest.condition.encoder
+        if encoder in ("face", "pose"):
+            raise ConfigError(
+                f"the bundle {manifest.name} takes {manifest.condition.describe()}, which are drawn from a data set: "
+                "give --data DIR instead of --conditions"
+            )
+        instances = instance_files(manifest, files, args.instances)
+        if args.seed_frame is not None:
+            stream.restart(read_seed(args.seed_frame, files[0], manifest.size))
+        labels = manifest.condition.kind == "labels"
+        names = [file.stem for file in files]
+        conditions = read_conditions(files, manifest.size, labels=labels, instances=instances)
     began = time.perf_counter()
     with tqdm(
-        stream.frames(conditions), total=len(files), unit="frame", desc=args.bundle.stem, dynamic_ncols=True
+        stream.frames(conditions), total=len(names), unit="frame", desc=args.bundle.stem, dynamic_ncols=True
     ) as bar:
-        write_frames(args.out, bar, [file.stem for file in files], manifest.fps)
+        write_frames(args.out, bar, names, manifest.fps)
     return time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class TakenSequence:
+    """A sequence of a data set, read frame by frame at a bundle's size."""
+
+    folder: VideoFolder
+    """The data set."""
+    index: int
+    """Position of the sequence in it."""
+    geometry: Geometry
+    """What is done to its images."""
+    reader: FrameReader
+    """Reads it."""
+
+    @property
+    def names(self) -> list[str]:
+        """Stem of each frame."""
+        return list(self.folder.sequences[self.index].stems)
+
+    def conditions(self) -> Iterator[ConditionMap]:
+        """Condition of each frame."""
+        sequence = self.folder.sequences[self.index]
+        for t, stem in enumerate(sequence.stems):
+            arrays = self.reader.read(self.index, [t], self.geometry)
+            name = f"{sequence.name}/{stem}"
+            if "labels" in arrays:
+                instances = arrays["instances"][0] if "instances" in arrays else None
+                yield ConditionMap(labels=arrays["labels"][0], instances=instances, name=name)
+            else:
+                yield ConditionMap(maps=maps_to_float(self.folder.spec, arrays["maps"])[0], name=name)
+
+    def first_frame(self) -> NDArray[np.uint8]:
+        """The real first frame, RGB (H, W, 3)."""
+        frame: NDArray[np.uint8] = self.reader.read(self.index, [0], self.geometry)["frames"][0]
+        return frame
+
+
+def open_sequence(args: StreamArgs, manifest: Manifest) -> TakenSequence:
+    """Find the sequence of ``--data`` that a bundle shall run over.
+
+    Raises:
+        ConfigError: if there is no such sequence, or the data set does not suit the bundle.
+        DataError: if the data set cannot be read.
+    """
+    assert args.data is not None  # StreamArgs sees to it
+    spec, (height, width) = manifest.condition, manifest.size
+    if spec.encoder is None or spec.encoder == "maps":
+        raise ConfigError(f"the bundle {manifest.name} takes {spec.describe()} of no known kind; push arrays to it")
+    config = FolderConfig(
+        root=args.data,
+        phase=args.phase,
+        condition=spec.encoder,
+        num_classes=spec.num_classes or None,
+        use_instances=spec.use_instances,
+        ignore_id=spec.ignore_id,
+        geometry=GeometryConfig(mode="exact", size=(height, width), interpolation="area"),
+        face=spec.face or FaceConfig(),
+        pose=spec.pose or PoseConfig(),
+        missing="hold" if spec.encoder in ("face", "pose") else "fail",
+    )
+    folder = open_folder(config)
+    # Names of classes depend on how the data set was opened; their number decides.
+    if folder.spec.channels != spec.channels or (spec.kind == "maps" and folder.spec != spec):
+        raise ConfigError(
+            f"the bundle {manifest.name} takes {spec.describe()} and {args.data} gives {folder.spec.describe()}"
+        )
+    found = [sequence.name for sequence in folder.sequences]
+    name = args.sequence if args.sequence is not None else found[0]
+    if name not in found:
+        raise ConfigError(
+            f"{args.data} has no sequence {name!r} for the phase '{args.phase}'; it has {', '.join(found)}"
+        )
+    index = found.index(name)
+    reader = FrameReader(folder, cache_mb=0)
+    drawn = _fitting(folder.config, reader.image_size(index))
+    if drawn is None:
+        raise ConfigError(
+            f"frames of sequence '{name}' of {args.data} cannot be brought to the {width}x{height} pixels of the "
+            f"bundle {manifest.name} without distortion; use frames of the proportions it was trained on"
+        )
+    return TakenSequence(folder, index, drawn, reader)
+
+
+def _fitting(config: FolderConfig, source: Size) -> Geometry | None:
+    """The geometry that brings images to a bundle's size; of poses one of those that training may have used.
+
+    A dancer is cut out of the middle by height, or the frame is scaled whole; everything else takes its size as it is.
+    """
+    exact = draw_geometry(config.geometry, source, None, "test")
+    if config.condition != "pose":
+        return exact
+    height, width = exact.size
+    for centre_crop in (True, False):
+        by_height = replace(config.geometry, mode="scaleHeight", size=None, load_size=height, centre_crop=centre_crop)
+        drawn = draw_geometry(by_height, source, None, "test")
+        if drawn.size == exact.size:
+            return drawn
+    is_like = abs(source[1] * height / (source[0] * width) - 1) < 0.05
+    return exact if is_like else None
 
 
 def _size(picture: NDArray[Any]) -> Size:
