@@ -14,6 +14,7 @@ packed one without knowing.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
 from types import ModuleType
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Literal
 
 from fastv2v.errors import DataError, MissingExtraError
 
@@ -91,16 +92,23 @@ def data_path(path: Path) -> Path:
 class PackedPath(_SystemPath):
     """A path at or below a packed data set: ``/``, listing and reading work as for files on disk.
 
-    It holds nothing but its text, so it may be compared, sorted, pickled and sent to other processes.
+    Its text says all, so it may be compared, sorted, pickled and sent to other processes.
     """
+
+    # Known where a listing gave the path: a packed data set does not change, and whoever lists it asks next.
+    _kind: Literal["file", "folder"] | None = None
 
     def is_file(self) -> bool:
         """Whether a file is packed under this path."""
+        if self._kind is not None:
+            return self._kind == "file"
         files, key = _locate(self)
         return files.is_file(key)
 
     def is_dir(self) -> bool:
         """Whether something is packed below this path."""
+        if self._kind is not None:
+            return self._kind == "folder"
         files, key = _locate(self)
         return files.is_dir(key)
 
@@ -116,9 +124,12 @@ class PackedPath(_SystemPath):
         """
         files, key = _locate(self)
         if not files.is_dir(key):
-            raise NotADirectoryError(20, "there is no such folder in the packed data set", str(self))
+            raise NotADirectoryError(errno.ENOTDIR, "there is no such folder in the packed data set", str(self))
         names, folders = files.list_directory(key)
-        yield from (PackedPath(self, name) for name in (*names, *folders))
+        for number, name in enumerate((*names, *folders)):
+            path = self / name
+            path._kind = "file" if number < len(names) else "folder"
+            yield path
 
     def open(self, mode: str = "r", *args: Any, **options: Any) -> IO[Any]:  # type: ignore[override]
         """The file for reading; ``mode`` is ``r`` or ``rb``.
@@ -128,7 +139,7 @@ class PackedPath(_SystemPath):
             DataError: as ``PackedFiles.read_bytes``.
         """
         if mode not in ("r", "rt", "rb"):
-            raise OSError(30, "a packed data set is read-only", str(self))
+            raise OSError(errno.EROFS, "a packed data set is read-only", str(self))
         data = io.BytesIO(self.read_bytes())
         return data if mode == "rb" else io.TextIOWrapper(data, options.get("encoding"), options.get("errors"))
 
@@ -401,10 +412,9 @@ def _open_database(root: Path) -> _Opened:
         raise DataError(f"{root}: there is no packed data set; make one: fastv2v pack")
     file = os.stat(root / _DATA_FILE)
     try:
-        # Files are complete and never change: no locks. Clips are read here and there: no reading ahead.
-        env = lmdb.open(
-            str(root), readonly=True, create=False, lock=False, readahead=False, meminit=False, max_dbs=2, max_readers=1
-        )
+        # Databases are complete and never change: no locks. Reading ahead stays on: a picture spans many pages, which
+        # would otherwise be fetched from a disk one by one, several times slower.
+        env = lmdb.open(str(root), readonly=True, create=False, lock=False, meminit=False, max_dbs=2, max_readers=1)
     except lmdb.InvalidError as error:
         raise DataError(f"{root}: {_DATA_FILE} is no LMDB database, or damaged; pack the data set again") from error
     except lmdb.Error as error:
