@@ -156,7 +156,7 @@ def _trace(model: StepModel, example: tuple[Tensor, ...], opset: int) -> ModelPr
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the export needs {error.name}: pip install onnx onnxscript") from error
     with torch.no_grad():
-        output, _ = model.step(example[0], History(*example[1:]))
+        output, _ = model.step(example[0], History(example[1], example[2], example[3]))
     names = _present(output)
     graph = _StepGraph(model, names).eval()
     try:

@@ -125,8 +125,10 @@ def open_test(folder: FolderConfig) -> VideoFolder:
 
 
 def _test_geometry(geometry: GeometryConfig) -> GeometryConfig:
-    """The geometry without chance: whole images at the length that random scales are cropped to, or the largest one
-    where nothing is cropped; other crops lie in the middle anyway."""
+    """The geometry without chance; other crops lie in the middle anyway.
+
+    Whole images at the length that random scales are cropped to, or the largest one where nothing is cropped.
+    """
     if not geometry.is_random:
         return geometry
     length = geometry.fine_size if geometry.mode.endswith("rop") else geometry.load_size
