@@ -6,6 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastv2v.architecture import Architecture, Trained, architecture_dict
+from fastv2v.commands.initial import InitialWeights
+from fastv2v.commands.train import _start_encoder
 from fastv2v.config import from_dict
 from fastv2v.contracts import StepModel
 from fastv2v.data.clip import Clip
@@ -302,3 +304,30 @@ class TestTask:
         other = task.sample(replace(clip, frames=torch.cat([clip.frames[:, :1], -clip.frames[:, 1:]], dim=1)))
         assert not torch.equal(other["teacher"], made)
         assert task.evaluate(clip)["psnr"] > 0
+
+
+class TestInit:
+    """Growing a run of one scale into one of two starts its encoder too."""
+
+    def initial(self, tmp_path, **settings):
+        model, described = make_model(**settings), architecture(**settings)
+        return InitialWeights(run=Trained(model, described, tmp_path, 1)), model
+
+    def test_the_encoder_goes_on_and_the_rest_is_for_the_generator(self, tmp_path):
+        initial, source = self.initial(tmp_path)
+        grown = architecture(num_scales=2).build()
+        rest = _start_encoder(initial, grown, FEATURES)
+        state = source.encoder.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in grown.encoder.state_dict().items())
+        assert rest.run.generator is source.generator
+
+    @pytest.mark.parametrize("features", [FeatureConfig(), replace(FEATURES, channels=3), replace(FEATURES, width=5)])
+    def test_other_features_are_refused(self, tmp_path, features):
+        initial, _ = self.initial(tmp_path)
+        with pytest.raises(ConfigError, match="--init has"):
+            _start_encoder(initial, architecture(features=features).build(), features)
+
+    def test_weights_without_features_cannot_start_a_teacher_with_them(self, tmp_path):
+        initial, _ = self.initial(tmp_path, features=FeatureConfig())
+        with pytest.raises(ConfigError, match=r"--init has 0 channels .* set --recipe\.features\.channels 0"):
+            _start_encoder(initial, make_model(), FEATURES)
