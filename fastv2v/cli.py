@@ -32,6 +32,7 @@ class Verb(NamedTuple):
 COMMANDS = {
     "demo": Verb("run the whole line on a data set or the procedural world", "fastv2v.commands.demo:main"),
     "world": Verb("write the procedural street world as a data set", "fastv2v.commands.world:main"),
+    "show": Verb("draw a data set and its conditions on one sheet", "fastv2v.commands.show:main"),
     "pack": Verb("put a data set into one LMDB database", "fastv2v.commands.pack:main"),
     "train-teacher": Verb("train a full-time teacher", "fastv2v.commands.train:main_teacher"),
     "train-first": Verb("train a generator for the first frames", "fastv2v.commands.train:main_first"),
