@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 _LOG = logging.getLogger(__name__)
-_OWN_ENTRIES = ("environment.json", "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "samples")
+_OWN_ENTRIES = ("environment.json", "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "samples", "looks.npz")
 _ENVIRONMENT_KEYS = {"command", "commit", "versions", "machine"}
-_PATH_KEYS = ("data", "teacher", "student")
+_PATH_KEYS = ("data", "teacher", "student", "init")
 
 
 class Run:
@@ -337,10 +337,13 @@ def _record_resume(folder: Path) -> None:
 
 def _with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with its paths made independent of the folder the command is called in."""
-    return {
-        key: str(Path(value).resolve()) if key in _PATH_KEYS and isinstance(value, str) else value
-        for key, value in config.items()
-    }
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(item) for item in value]
+        return str(Path(value).resolve()) if isinstance(value, str) else value
+
+    return {key: absolute(value) if key in _PATH_KEYS else value for key, value in config.items()}
 
 
 def _remove_run(folder: Path) -> None:

@@ -339,7 +339,7 @@ def street_small() -> TeacherRecipe:
             ),
         ),
         foreground=MOVABLE,
-        train=replace(base.train, max_minutes=None, steps=600, eval_every=100),
+        train=replace(base.train, max_minutes=None, steps=400, eval_every=100),
     )
 
 
@@ -357,7 +357,7 @@ def street_small_2() -> TeacherRecipe:
         ),
         generator=replace(base.generator, num_scales=2, num_local_blocks=2),
         task=replace(base.task, fixed_coarse_steps=100),
-        train=replace(base.train, steps=400),
+        train=replace(base.train, steps=300),
     )
 
 
@@ -401,7 +401,7 @@ def _small_maps(folder: FolderConfig) -> TeacherRecipe:
     return replace(
         base,
         data=replace(base.data, folder=folder, sampling=SamplingConfig(num_frames=11), eval_frames=6),
-        train=replace(base.train, max_minutes=None, steps=600, eval_every=100),
+        train=replace(base.train, max_minutes=None, steps=400, eval_every=100),
     )
 
 

@@ -103,6 +103,19 @@ class _Coarse(nn.Module):
         self.nets = nets
 
 
+def check_flow(data: DataRecipe, helpers: HelperRecipe) -> None:
+    """Refuse flow files that are read and not used, or used and not read.
+
+    Raises:
+        ConfigError: naming both options.
+    """
+    if data.folder.flow_files != (helpers.flow == "files"):
+        raise ConfigError(
+            "flow from files needs both --recipe.data.folder.flow-files and --recipe.helpers.flow files; give both or "
+            "neither"
+        )
+
+
 def open_train(recipe: DataRecipe, root: Path, device: Device, seed: int) -> tuple[VideoFolder, ClipLoader]:
     """The training part of a data set and its clips for this process."""
     folder = open_folder(recipe.at(root, "train"))

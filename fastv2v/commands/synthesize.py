@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,10 +23,12 @@ from fastv2v.commands.parts import check_condition, data_of
 from fastv2v.contracts import FrameOutput, StepModel
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.data.folder import FrameReader, Phase, Sequence, VideoFolder, open_folder
+from fastv2v.data.folder import FolderConfig, FrameReader, Phase, Sequence, VideoFolder, open_folder
 from fastv2v.data.loader import read_sequence
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
+from fastv2v.nn.coarse_to_fine import VideoGenerator
+from fastv2v.nn.features import FeatureGenerator, clip_conditions
 from fastv2v.nn.norms import batch_statistics
 from fastv2v.nn.single_image import SingleImageGenerator
 from fastv2v.ops.labels import condition_pictures, encode_clip
@@ -34,6 +37,7 @@ from fastv2v.render import start_history
 from fastv2v.score import to_uint8
 from fastv2v.video import VideoWriter, write_image, write_video
 from teachers.import_weights import load_imported
+from teachers.looks import check_looks, choose_looks, conditions_with_look, read_looks
 
 __all__ = ["Synthesize", "data_of", "main", "roll_out", "synthesise", "to_picture"]
 
@@ -64,6 +68,15 @@ class Synthesize:
     """First frame of each sequence."""
     frames: int | None = None
     """At most this many frames of each sequence; all by default."""
+    scale_points: bool = False
+    """Change the proportions of the driving face a little, by vid2vid's fixed ratios (faces only)."""
+    look_seed: int | None = None
+    """For teachers with instance features: draw the look of every object by this seed from the table of ``fastv2v
+    looks``. Without it objects look as in the real frames."""
+    look: tuple[str, ...] = ()
+    """Give all objects of a class one look of the table, as CLASS=NUMBER."""
+    looks: Path | None = None
+    """The table; by default the run's own looks.npz."""
     norm_statistics: Literal["running", "batch"] = "running"
     """Batch norm by what training remembered, or by each frame itself, as the published vid2vid generates: take
     ``batch`` for its weights."""
@@ -83,6 +96,8 @@ class Synthesize:
             raise ConfigError(f"given_frames and start must be at least 0, got {self.given_frames} and {self.start}")
         if self.frames is not None and self.frames < 1:
             raise ConfigError(f"frames must be at least 1, got {self.frames}")
+        if (self.look or self.looks is not None) and self.look_seed is None:
+            raise ConfigError("--look and --looks need --look-seed, by which all other objects get their look")
         if self.first_frames is not None and self.given_frames < 1:
             raise ConfigError("--first-frames draws the given frames: --given-frames must be at least 1")
 
@@ -193,6 +208,40 @@ def load_first(path: Path, spec: ConditionSpec) -> SingleImageGenerator:
     return network
 
 
+def video_model(trained: Trained) -> VideoGenerator | FeatureGenerator:
+    """A generator of videos, with instance features or without.
+
+    Raises:
+        ConfigError: if the run draws single images.
+    """
+    return trained.model if isinstance(trained.model, FeatureGenerator) else trained.generator
+
+
+def condition_encoder(args: Synthesize, generator: VideoGenerator | FeatureGenerator, spec: ConditionSpec) -> Encode:
+    """How conditions are encoded: with features of the real frames, with drawn looks, or without features.
+
+    Raises:
+        ConfigError: if looks are asked of a generator without features, or are not there.
+    """
+    if args.look_seed is None:
+        return partial(clip_conditions, generator, spec)
+    if not isinstance(generator, FeatureGenerator):
+        raise ConfigError(
+            f"{args.run} has no instance features, so that no look can be chosen; train with "
+            "--recipe.features.channels 3"
+        )
+    table = read_looks(args.looks or args.run / "looks.npz")
+    check_looks(table, generator, spec)
+    chosen = {}
+    for choice in args.look:
+        name, _, number = choice.rpartition("=")
+        if not name or not number.isdecimal():
+            raise ConfigError(f"--look is CLASS=NUMBER, as car=3, got {choice!r}")
+        chosen[name] = int(number)
+    choose_looks(table, chosen)
+    return partial(conditions_with_look, generator, spec, looks=table, seed=args.look_seed, override=chosen)
+
+
 def check_outputs(args: Synthesize, folder: VideoFolder) -> None:
     """Refuse what cannot be written before anything is.
 
@@ -258,16 +307,29 @@ def _sheet(made: Made, spec: ConditionSpec, palette: tuple[tuple[int, int, int],
     return np.concatenate([np.concatenate([to_picture(x) for x in row], axis=1) for row in rows])
 
 
+def _scaled_points(config: FolderConfig) -> FolderConfig:
+    """The same faces with other proportions.
+
+    Raises:
+        ConfigError: if these are no faces.
+    """
+    if config.condition != "face":
+        raise ConfigError(f"--scale-points is for faces, and the run takes the condition '{config.condition}'")
+    return replace(config, face=replace(config.face, scale_points=True))
+
+
 def main(argv: list[str]) -> int:
     """``fastv2v synthesize --run RUN --data DIR --out DIR``."""
     args = parse(Synthesize, "fastv2v synthesize", argv)
     device = open_device(args.device)
     trained = load_trained(args.run)
-    generator = trained.generator.to(device.device)
-    folder = open_folder(data_of(trained.architecture, args.data, args.phase, args.test_tail))
-    check_condition(trained.architecture, folder, str(args.run))
+    generator = video_model(trained).to(device.device)
+    config = data_of(trained.architecture, args.data, args.phase, args.test_tail)
+    check_condition(trained.architecture, open_folder(config), str(args.run))
+    folder = open_folder(_scaled_points(config) if args.scale_points else config)
     first = None if args.first_frames is None else load_first(args.first_frames, folder.spec).to(device.device)
     check_outputs(args, folder)
+    encode = condition_encoder(args, generator, folder.spec)
     written = []
     statistics = batch_statistics(generator) if args.norm_statistics == "batch" else nullcontext()
     with statistics:
@@ -277,7 +339,7 @@ def main(argv: list[str]) -> int:
             windows = windows_of(folder, i, args.start, stop, args.given_frames)
             made = roll_out(
                 generator,
-                lambda part: encode_clip(folder.spec, part),
+                encode,
                 windows,
                 args.given_frames,
                 device,

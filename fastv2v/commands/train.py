@@ -30,6 +30,7 @@ from fastv2v.commands.initial import InitialWeights, adapted, load_initial, read
 from fastv2v.commands.parts import (
     build_objective,
     check_condition,
+    check_flow,
     check_held_out,
     check_size,
     check_stage,
@@ -138,6 +139,7 @@ class TrainTemporal:
 def train_teacher(args: TrainTeacher) -> FitResult:
     """Train a teacher as told; resumes a run that is there."""
     recipe = args.recipe
+    check_flow(recipe.data, recipe.helpers)
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
     initial = read_initial(args.init)
@@ -180,6 +182,7 @@ def _start_encoder(initial: InitialWeights, teacher: Generator, features: Featur
 def train_first(args: TrainFirst) -> FitResult:
     """Train a single-image generator as told; resumes a run that is there."""
     recipe = args.recipe
+    check_flow(recipe.data, recipe.helpers)
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
     seed_everything(derive_seed(recipe.train.seed, "weights"))
@@ -194,6 +197,7 @@ def train_first(args: TrainFirst) -> FitResult:
 def train_spatial(args: TrainSpatial) -> FitResult:
     """Distil a student spatially as told; resumes a run that is there."""
     recipe = args.recipe
+    check_flow(recipe.data, recipe.helpers)
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
     teacher = load_trained(args.teacher)
@@ -217,6 +221,7 @@ def train_spatial(args: TrainSpatial) -> FitResult:
 def train_temporal(args: TrainTemporal) -> FitResult:
     """Distil a student temporally as told; resumes a run that is there."""
     recipe = args.recipe
+    check_flow(recipe.data, recipe.helpers)
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
     teacher, student = load_trained(args.teacher), load_trained(args.student)
