@@ -1,0 +1,150 @@
+"""What the pages name must exist: options, verbs, presets, scripts, files, and every flag of vid2vid."""
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from fastv2v.cli import COMMANDS, main
+from teachers.presets import FIRST_PRESETS, PRESETS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("docs/from-vid2vid.md", "docs/conditions.md")
+
+# fmt: off
+FLAGS = (
+    "dataroot", "batchSize", "loadSize", "fineSize", "input_nc", "label_nc", "output_nc", "netG", "ngf", "ndf",
+    "n_blocks", "n_downsample_G", "gpu_ids", "n_gpus_gen", "name", "dataset_mode", "model", "nThreads",
+    "checkpoints_dir", "norm", "serial_batches", "display_winsize", "display_id", "tf_log", "max_dataset_size",
+    "resize_or_crop", "no_flip", "use_instance", "label_feat", "load_features", "netE", "nef", "n_downsample_E",
+    "feat_num", "n_blocks_local", "n_local_enhancers", "n_frames_G", "n_scales_spatial", "no_first_img",
+    "use_single_G", "fg", "fg_labels", "no_flow", "no_canny_edge", "no_dist_map", "random_scale_points",
+    "densepose_only", "openpose_only", "add_face_disc", "remove_face_labels", "basic_point_only",
+    "random_drop_prob", "load_pretrain", "debug", "fp16", "local_rank", "display_freq", "print_freq",
+    "save_latest_freq", "save_epoch_freq", "continue_train", "phase", "which_epoch", "niter", "niter_decay",
+    "beta1", "lr", "TTUR", "gan_mode", "pool_size", "no_html", "num_D", "n_layers_D", "no_vgg", "no_ganFeat",
+    "lambda_feat", "lambda_T", "lambda_F", "sparse_D", "n_frames_D", "n_scales_temporal", "max_frames_per_gpu",
+    "max_frames_backpropagate", "max_t_step", "n_frames_total", "niter_step", "niter_fix_global", "ntest",
+    "aspect_ratio", "results_dir", "how_many", "use_real_img", "start_frame",
+)
+# fmt: on
+"""Every option of vid2vid's training and testing programs."""
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def spans(page: str) -> list[str]:
+    """Code of a page: what stands between backticks, and the commands of its blocks, joined where they go on."""
+    text = read(page)
+    blocks = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)) + lines
+
+
+def rows(page: str) -> Iterator[list[str]]:
+    """Cells of every line of a table."""
+    for line in read(page).splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@cache
+def options(*words: str) -> frozenset[str]:
+    """What ``fastv2v WORDS --help`` lists."""
+
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
+        main([*words, "--help"])
+    return frozenset(re.findall(r"--[a-z][a-z0-9.-]*", out.getvalue()))
+
+
+def known(verb: str) -> frozenset[str]:
+    """Options of a verb; of one with presets those of all of a few that differ."""
+    presets = {"train-teacher": ("street", "pose-512"), "train-first": ("street",)}.get(verb)
+    return frozenset().union(*(options(verb, preset) for preset in presets)) if presets else options(verb)
+
+
+def is_known(option: str, among: frozenset[str]) -> bool:
+    """Whether there is such an option, or a group of options of this name."""
+    return option in among or any(other.startswith(f"{option}.") for other in among)
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # options keep to one line
+
+
+@pytest.mark.parametrize("page", PAGES)
+class TestPages:
+    def test_every_option_exists(self, page):
+        missing, seen = [], set()
+        for span in spans(page):
+            try:
+                words = shlex.split(span)
+            except ValueError:
+                continue  # a piece of prose or Python
+            words = words[1:] if words[:1] == ["fastv2v"] else words
+            launched = any("train_teacher.py" in word for word in words)
+            if not words or not (words[0] in COMMANDS or words[0].startswith("--recipe")):
+                continue
+            verb = words[0] if words[0] in COMMANDS and not launched else "train-teacher"
+            named = [word for word in words if word.startswith("--")]
+            missing += [f"{verb} {word}" for word in named if not is_known(word, known(verb))]
+            seen.update(named)
+        assert not missing and len(seen) >= 15
+
+    def test_bare_options_belong_to_a_verb(self, page):
+        everywhere = known("train-teacher") | known("show") | known("synthesize")
+        bare = {span.split()[0] for span in spans(page) if span.startswith("--")}
+        assert all(is_known(option, everywhere) for option in bare)
+
+    def test_every_verb_exists(self, page):
+        named = {m for span in spans(page) for m in re.findall(r"fastv2v ([a-z][a-z-]+)", span)}
+        assert named and named <= set(COMMANDS)
+
+    def test_every_preset_on_a_command_line_exists(self, page):
+        for verb, presets in (("train-teacher", PRESETS), ("train-first", FIRST_PRESETS)):
+            named = {m for span in spans(page) for m in re.findall(rf"{verb} ([a-z][a-z0-9-]*)", span)}
+            assert named <= set(presets)
+
+    def test_every_file_exists(self, page):
+        text = read(page)
+        scripts = set(re.findall(r"(?:scripts|tests)/[\w/]+\.\w+", text))
+        links = {ROOT / "docs" / link for link in re.findall(r"\]\(([\w./-]+)\)", text)}
+        assert all((ROOT / script).is_file() for script in scripts), scripts
+        assert links and all(link.is_file() for link in links), links
+
+
+class TestMigration:
+    PAGE = PAGES[0]
+
+    def test_every_flag_has_its_row(self):
+        first = " ".join(row[0] for row in rows(self.PAGE))
+        named = re.findall(r"`(\w+)`", first)
+        assert set(FLAGS) - set(named) == set()
+        flags = [name for name in named if name in FLAGS]
+        assert len(flags) == len(set(flags)) == len(FLAGS)
+
+    def test_every_row_of_flags_says_where_they_went(self):
+        for row in rows(self.PAGE):
+            if len(row) == 3 and row[0].startswith("`"):
+                assert row[1].startswith("`") or (row[1] == "none" and row[2]), row
+
+    def test_every_preset_has_its_row(self):
+        table = [row for row in rows(self.PAGE) if len(row) == 4 and row[0] != "vid2vid"]
+        named = {name for row in table for name in re.findall(r"`([\w-]+)`", row[1])}
+        assert named == set(PRESETS)
+
+    def test_every_defect_is_answered(self):
+        answered = [row[0] for row in rows(self.PAGE) if re.fullmatch(r"D\d+", row[0]) and all(row)]
+        assert answered == [f"D{number}" for number in range(1, 27)]
+
+
+def test_the_picture_of_conditions_is_small():
+    assert (ROOT / "docs/images/conditions.jpg").stat().st_size < 300_000
