@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 _LOG = logging.getLogger(__name__)
-_OWN_ENTRIES = ("environment.json", "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "samples", "looks.npz")
+_OWN_ENTRIES = (
+    "environment.json",
+    "config.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "samples",
+    "looks.npz",
+)
 _ENVIRONMENT_KEYS = {"command", "commit", "versions", "machine"}
 _PATH_KEYS = ("data", "teacher", "student", "init")
 

@@ -23,6 +23,7 @@ from fastv2v.data.folder import FrameReader, VideoFolder, open_folder
 from fastv2v.data.loader import read_clip
 from fastv2v.data.transforms import draw_geometry
 from fastv2v.errors import BundleError, CheckpointError, ConfigError, DataError
+from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator
 from fastv2v.ops.labels import encode_clip
 from interpolate.keyframes import KeyframeConfig
 from interpolate.motion import MotionConfig
@@ -83,6 +84,11 @@ def export_bundle(args: Export) -> Manifest:
             raise BundleError(f"{args.out} is not a bundle and is not replaced; move it away or choose another name")
     trained = load_trained(args.run)
     spec = trained.architecture.condition
+    if isinstance(trained.generator, CoarseToFineGenerator):
+        raise ConfigError(
+            f"{trained.checkpoint} holds a generator of {trained.generator.config.num_scales} scales and a graph has "
+            "one; export a student that was distilled from it"
+        )
     folder = open_folder(data_of(trained.architecture, args.data, "train"))
     check_condition(trained.architecture, folder, str(args.run))
     clip = keyframe_clip(folder, args.keyframes.gap, args.frames)

@@ -54,7 +54,6 @@ class RolloutConfig:
         if min(shares) < 0 or sum(shares) > 1:
             raise ConfigError(f"start_from_nothing and start_from_one are shares of all clips, got {shares}")
 
-
     def backprop_at(self, at: int) -> int:
         """Frames that gradients run back over after ``at`` training steps.
 
