@@ -318,7 +318,8 @@ class _Session:
             total = weighted_total(terms, self._task.weights[name], player=name)
             # A constant term says that the chunk has nothing to judge, as before a temporal tuple is full.
             told = {term: value for term, value in terms.items() if value.requires_grad}
-            self._window.add(self.step, name, {**told, "total": total})
+            if told:
+                self._window.add(self.step, name, {**told, "total": total})
             scaled = total if player.scaler is None else player.scaler.scale(total)
             parameters = list(player.parameters.values())
             if not total.requires_grad:

@@ -111,6 +111,8 @@ def _finer(base: TeacherRecipe, load_size: int, *, lr: float, growth: int, fixed
         for name in ("image_discriminator", "temporal_discriminator")
     }
     folder = base.data.folder
+    # Flow counts in pixels of the finest scale: vid2vid halves its weight with every doubling.
+    weights = replace(objective.weights, flow=objective.weights.flow / 2)
     return replace(
         base,
         data=replace(
@@ -121,7 +123,7 @@ def _finer(base: TeacherRecipe, load_size: int, *, lr: float, growth: int, fixed
         generator=replace(base.generator, num_scales=base.generator.num_scales + 1),
         task=replace(
             base.task,
-            objective=replace(objective, **judges),
+            objective=replace(objective, weights=weights, **judges),
             rollout=replace(base.task.rollout, chunk_frames=1),
             fixed_coarse_steps=fixed * EPOCH,
         ),
@@ -228,7 +230,7 @@ def _taller(base: TeacherRecipe, load_size: int, fine_size: int, *, lr: float) -
         data=replace(
             finer.data,
             folder=replace(folder, geometry=replace(folder.geometry, fine_size=fine_size)),
-            sampling=replace(base.data.sampling, num_frames=6),
+            sampling=base.data.sampling,
         ),
         task=replace(
             finer.task,
@@ -296,9 +298,10 @@ def demo() -> TeacherRecipe:
 def first_of(teacher: TeacherRecipe, generator: SingleImageConfig) -> FirstRecipe:
     """A single-image generator on the data, losses and schedule of a teacher: pairs of frames, judged one by one."""
     objective = teacher.task.objective
+    pairs = replace(teacher.data.sampling, num_frames=2, given_frames=1, grow_every=0, max_step=1)
     still = replace(objective.weights, warp=0.0, temporal_gan=0.0, temporal_feature_matching=0.0)
     return FirstRecipe(
-        data=replace(teacher.data, sampling=replace(teacher.data.sampling, num_frames=2, given_frames=1)),
+        data=replace(teacher.data, sampling=pairs),
         generator=generator,
         task=TeacherTaskConfig(
             objective=replace(objective, weights=still), rollout=RolloutConfig(start_from_nothing=0, start_from_one=1)
@@ -320,7 +323,17 @@ def first_demo() -> FirstRecipe:
     return first_of(demo(), small)
 
 
-FIRST_PRESETS = {"street": first_street, "demo": first_demo}
+def first_face() -> FirstRecipe:
+    """A single-image generator of faces at 512x512, from their curves and distance maps."""
+    return first_of(face(), SingleImageConfig(width=64, num_downsamples=3, norm="instance"))
+
+
+def first_pose() -> FirstRecipe:
+    """A single-image generator of poses, 256 pixels high."""
+    return first_of(pose(), SingleImageConfig(width=64, num_downsamples=3, norm="instance"))
+
+
+FIRST_PRESETS = {"street": first_street, "face": first_face, "pose": first_pose, "demo": first_demo}
 """Presets of single-image generators by the name the command line knows them by."""
 
 
@@ -346,7 +359,10 @@ def street_small() -> TeacherRecipe:
 def street_small_2() -> TeacherRecipe:
     """The second scale on a CPU, 256x128: give --init a run of the recipe street-small."""
     base = street_small()
-    folder = base.data.folder
+    folder, objective = base.data.folder, base.task.objective
+    judge = replace(objective.image_discriminator, num_scales=objective.image_discriminator.num_scales + 1)
+    weights = replace(objective.weights, flow=objective.weights.flow / 2)
+    objective = replace(objective, weights=weights, image_discriminator=judge, temporal_discriminator=judge)
     return replace(
         base,
         data=replace(
@@ -356,7 +372,7 @@ def street_small_2() -> TeacherRecipe:
             batch_size=1,
         ),
         generator=replace(base.generator, num_scales=2, num_local_blocks=2),
-        task=replace(base.task, fixed_coarse_steps=100),
+        task=replace(base.task, objective=objective, fixed_coarse_steps=100),
         train=replace(base.train, steps=300),
     )
 

@@ -99,10 +99,17 @@ def test_a_stopped_growing_run_ends_with_the_same_weights(data: Path, coarse: Pa
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
+def test_coarse_scales_are_not_fixed_at_random(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grown = ["--recipe.generator.num-scales", "2", "--recipe.task.fixed-coarse-steps", "2"]
+    assert main(train(data, tmp_path / "run", 1, *size(64, 128), *grown)) == 2
+    assert "without --init" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--recipe.generator.num-scales", "3"], "another shape"),
+        (["--recipe.generator.num-scales", "3", "--recipe.generator.width", "16"], "another shape"),
+        (["--recipe.foreground", "1"], "as foreground"),
         (["--recipe.generator.width", "6"], "another shape"),
         (["--recipe.task.fixed-coarse-steps", "1"], "several scales"),
         (["--init", "nowhere"], "nowhere"),

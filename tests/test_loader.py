@@ -260,6 +260,13 @@ class TestClipLoader:
         assert_same(whole, [collate_clips(pair) for pair in zip(*ranks, strict=True)])
         assert_same(whole[5:], take(self.loader(root, sampling, batch_size=4, num_workers=1), 3, start=5))
 
+    def test_all_batches_of_a_step_share_one_length(self, root):
+        sampling = SamplingConfig(num_frames=3, given_frames=1, grow_every=1)
+        loader = ClipLoader(opened(root), sampling, batch_size=1, seed=0, batches_per_step=2)
+        lengths = [clip.num_frames for clip in take(loader, 40)]
+        assert lengths[::2] == lengths[1::2]
+        assert lengths[0] == 3 and set(lengths[2:]) == {5, 7}  # sequences of 7 and 5 frames
+
     def test_sizes_that_differ_between_sequences_are_explained(self, tmp_path):
         make_folder(tmp_path, lengths=(3,))
         for part in ("A", "B"):

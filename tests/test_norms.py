@@ -15,6 +15,7 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.device import DeviceConfig, open_device, player_gradients
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
+from fastv2v.losses.perceptual import PerceptualLoss
 from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig
 from fastv2v.nn.coarse_to_fine import build_generator
 from fastv2v.nn.composite import CompositeConfig
@@ -39,6 +40,16 @@ class TestBatchStatistics:
         assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
         assert not norm.training and norm.track_running_stats
 
+    def test_instance_norms_that_keep_statistics_follow_the_frame_as_well(self):
+        torch.manual_seed(0)
+        norm = nn.InstanceNorm2d(3, track_running_stats=True).eval()
+        x = torch.randn(1, 3, 8, 8) * 2 + 1
+        with batch_statistics(norm):
+            made = norm(x)
+        assert_close(made, nn.functional.instance_norm(x))
+        assert torch.equal(norm.running_mean, torch.zeros(3)) and torch.equal(norm.running_var, torch.ones(3))
+        assert not torch.allclose(norm(x), made)
+
     def test_the_module_is_put_back_after_an_error(self):
         norm = nn.BatchNorm2d(1).eval()
         with pytest.raises(RuntimeError), batch_statistics(norm):
@@ -55,7 +66,7 @@ def test_shared_norms_are_plain_ones_in_a_lone_process():
     assert torch.equal(plain.running_var, shared[0].running_var)
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("norm", ["batch", "instance", "instance_tracked"])
 def test_checkpointed_steps_have_the_gradients_and_statistics_of_plain_ones(norm):
     def run(checkpointed: bool):
         torch.manual_seed(0)
@@ -85,6 +96,18 @@ def test_backprop_spans_double_up_to_the_chunk():
 # A real teacher in two processes.
 
 
+class Taps(nn.Module):
+    """A perceptual network of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3, stride=2)])
+
+    def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:
+        first = torch.relu(self.layers[0](frames))
+        return [first, torch.relu(self.layers[1](first))]
+
+
 def street_task() -> TeacherTask:
     torch.manual_seed(0)
     spec = ConditionSpec(class_names=("road", "car", "sky"))
@@ -94,11 +117,12 @@ def street_task() -> TeacherTask:
         (1,),
     )
     judge = DiscriminatorConfig(width=4, num_layers=2, num_scales=1, norm="batch")
-    weights = LossWeights(perceptual=0.0, reconstruction=1.0)
+    weights = LossWeights(perceptual=1.0, reconstruction=1.0)
+    perceptual = PerceptualLoss(Taps(), (0.5, 0.5), relative=True).requires_grad_(False)
     objective = VideoObjective(
         ObjectiveConfig(weights=weights, image_discriminator=judge, temporal_discriminator=judge),
         spec.channels,
-        None,
+        perceptual,
         DISFlow("ultrafast"),
     )
     rollout = RolloutConfig(chunk_frames=3, backprop_frames=3, start_from_nothing=0, start_from_one=0)

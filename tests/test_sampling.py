@@ -7,8 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastv2v.data.sampling import SamplingConfig, draw_batch, draw_clip, generator_at, start_counts
+from fastv2v.data.sampling import (
+    SamplingConfig,
+    draw_clip,
+    draw_sequence,
+    draw_window,
+    generator_at,
+    shared_frames,
+    start_counts,
+)
 from fastv2v.errors import ConfigError, DataError
+
+
+def draw_batch(config, lengths, step, rngs):
+    """The clips of one step, as the loader draws them."""
+    sequences = [draw_sequence(config, lengths, rng) for rng in rngs]
+    num_frames = shared_frames(config, lengths, step, sequences)
+    return [draw_window(config, s, lengths[s], num_frames, rng) for s, rng in zip(sequences, rngs, strict=True)]
 
 
 def draws(config, lengths, num=2000):

@@ -14,10 +14,10 @@ from fastv2v.commands.parts import check_condition, continue_discriminators
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import VideoFolder
 from fastv2v.errors import CheckpointError, ConfigError
-from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
+from fastv2v.losses.objective import VideoObjective
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, VideoGenerator, local_config
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
-from fastv2v.nn.discriminator import DiscriminatorConfig, MultiScaleDiscriminator
+from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.local import LocalConfig, LocalGenerator
 from teachers.import_weights import Imported, load_imported
 from teachers.presets import TeacherRecipe
@@ -93,7 +93,10 @@ def adapted(recipe: TeacherRecipe, initial: InitialWeights, spec: ConditionSpec)
     first = initial.generators[0].blueprint
     if not isinstance(first.config, CompositeConfig):
         raise ConfigError("--init lacks the composite generator of scale 0")
-    config = replace(first.config, num_scales=len(initial.generators))
+    # One scale more than was imported is grown; otherwise their number is as imported.
+    asked, there = recipe.generator, len(initial.generators)
+    config = replace(first.config, num_scales=there + int(asked.num_scales == there + 1))
+    config = replace(config, num_local_blocks=asked.num_local_blocks)
     locals_ = [g.blueprint for g in initial.generators[1:]]
     if locals_ and isinstance(locals_[0].config, LocalConfig):
         config = replace(config, num_local_blocks=locals_[0].config.num_blocks)
@@ -111,20 +114,49 @@ def adapted(recipe: TeacherRecipe, initial: InitialWeights, spec: ConditionSpec)
             raise ConfigError(f"the imported generator of scale {scale} is {blueprint.config}, not {wanted}")
     names = tuple(spec.class_names[c] if c < spec.num_classes else str(c) for c in first.foreground)
     _LOG.info("generator as imported: %s", config)
-    objective = _judged_by(recipe.task.objective, initial.discriminators, spec)
+    objective = recipe.task.objective
+    for name, judge in judge_roles(initial.discriminators, spec).items():
+        shape = judge.blueprint.config
+        assert isinstance(shape, DiscriminatorConfig)  # read_initial sorted them
+        role = "temporal_discriminator" if name.startswith("temporal") else name
+        objective = replace(objective, **{role: shape})
     return replace(recipe, generator=config, foreground=names, task=replace(recipe.task, objective=objective))
 
 
-def _judged_by(config: ObjectiveConfig, judges: Sequence[Imported], spec: ConditionSpec) -> ObjectiveConfig:
-    """The objective with discriminators of imported shapes."""
+def judge_roles(judges: Sequence[Imported], spec: ConditionSpec) -> dict[str, Imported]:
+    """Which player each imported discriminator is, told by its input: a condition and a frame, or a run of frames.
+
+    Of two that take a condition and a frame the second judges faces. Those of runs of frames are numbered in order.
+
+    Args:
+        judges: in the order they were given.
+        spec: condition of the data set.
+
+    Raises:
+        ConfigError: if one takes neither, or cannot be told, or there are too many.
+    """
+    single, runs = spec.channels + 3, {3 * window + 2 * (window - 1) for window in range(2, 32)}
+    roles: dict[str, Imported] = {}
+    num_temporal = 0
     for judge in judges:
-        shape = judge.blueprint.config
-        assert isinstance(shape, DiscriminatorConfig)  # read_initial sorted them
-        if judge.blueprint.channels == spec.channels + 3:
-            config = replace(config, image_discriminator=shape)
-        else:
-            config = replace(config, temporal_discriminator=shape)
-    return config
+        channels = judge.blueprint.channels
+        if channels == single and channels in runs:
+            raise ConfigError(
+                f"an imported discriminator of {channels} channels may judge single frames or runs of them with this "
+                "condition; train discriminators afresh"
+            )
+        if channels in runs:
+            roles[f"temporal_discriminator_{num_temporal}"] = judge
+            num_temporal += 1
+            continue
+        name = "face_discriminator" if "image_discriminator" in roles else "image_discriminator"
+        if channels != single or name in roles:
+            raise ConfigError(
+                f"no use for an imported discriminator of {channels} channels: one of images takes {single} with this "
+                "condition, and at most a second of these judges faces"
+            )
+        roles[name] = judge
+    return roles
 
 
 def load_initial(
@@ -147,21 +179,27 @@ def load_initial(
         grown = _take_generator(initial.run, generator)
         continue_discriminators(objective, initial.run.checkpoint, grown=grown)
     for place, imported in zip(_scales(generator), initial.generators, strict=False):
-        place.load_state_dict(imported.network.state_dict())
-    temporal = iter(name for name in objective.discriminators if name.startswith("temporal_discriminator"))
-    for imported in initial.discriminators:
-        is_image = imported.blueprint.channels == folder.spec.channels + 3
-        name = "image_discriminator" if is_image else next(temporal, None)
-        if name is None or name not in objective.discriminators:
+        _fill(place, imported.network, "the imported generator")
+    for name, imported in judge_roles(initial.discriminators, folder.spec).items():
+        if name not in objective.discriminators:
             raise ConfigError(
-                "--init has more discriminators than the recipe trains; raise temporal_scales or leave out"
+                f"--init has a {name} and the recipe trains none; raise temporal_scales or its loss weights, or leave "
+                "it out"
             )
-        target = objective.discriminators[name]
-        assert isinstance(target, MultiScaleDiscriminator)
-        try:
-            target.load_state_dict(imported.network.state_dict())
-        except RuntimeError as error:
-            raise CheckpointError(f"the imported discriminator does not fit {name}: {error}") from error
+        _fill(objective.discriminators[name], imported.network, f"the imported {name}")
+
+
+def _fill(target: nn.Module, source: nn.Module, what: str) -> None:
+    """Copy weights.
+
+    Raises:
+        CheckpointError: if the networks differ in shape.
+    """
+    try:
+        target.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{what} does not fit the recipe's network: {reason}") from error
 
 
 def _take_generator(run: Trained, generator: VideoGenerator) -> bool:
@@ -169,15 +207,20 @@ def _take_generator(run: Trained, generator: VideoGenerator) -> bool:
     old = run.generator
     shape, wanted = _shape(run.architecture), generator.config
     grown = shape.num_scales + 1 == wanted.num_scales
-    if replace(shape, num_scales=wanted.num_scales, num_local_blocks=wanted.num_local_blocks) != wanted or not (
-        grown or shape.num_scales == wanted.num_scales
-    ):
+    scales = wanted.num_scales if grown else shape.num_scales
+    blocks = wanted.num_local_blocks if shape.num_scales == 1 else shape.num_local_blocks  # of no scale yet
+    if replace(shape, num_scales=scales, num_local_blocks=blocks) != wanted:
         raise ConfigError(
             f"{run.checkpoint} holds a generator of another shape ({shape}) than the recipe's ({wanted}); start from "
             "one of as many scales or one fewer, with all else equal"
         )
+    if old.foreground_channels != generator.foreground_channels:
+        raise ConfigError(
+            f"{run.checkpoint} paints the condition channels {list(old.foreground_channels)} as foreground and the "
+            f"recipe {list(generator.foreground_channels)}; give --recipe.foreground as there"
+        )
     for place, source in zip(_scales(generator), _scales(old), strict=False):
-        place.load_state_dict(source.state_dict())
+        _fill(place, source, f"the generator of {run.checkpoint}")
     if grown:
         _LOG.info("grown from %d to %d scales; the finest starts fresh", shape.num_scales, wanted.num_scales)
     return grown

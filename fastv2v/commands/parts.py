@@ -13,6 +13,7 @@ from fastv2v.architecture import Architecture, Stage, Trained
 from fastv2v.checkpoint import load_tensors, load_weights, read_state, weights_file
 from fastv2v.contracts import FlowEstimator, StepModel
 from fastv2v.data.clip import Clip
+from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import FolderConfig, Phase, VideoFolder, has_phase, open_folder
 from fastv2v.data.loader import ClipLoader, read_sequence
 from fastv2v.data.transforms import GeometryConfig, Size
@@ -116,6 +117,27 @@ def check_flow(data: DataRecipe, helpers: HelperRecipe) -> None:
         )
 
 
+def check_heads(objective: ObjectiveConfig, spec: ConditionSpec) -> None:
+    """Refuse a discriminator of faces where the condition shows no heads.
+
+    Raises:
+        ConfigError: naming what is lacking.
+    """
+    if not objective.uses_face_discriminator:
+        return
+    pose, region = spec.pose, objective.face_region
+    if pose is None or not (pose.densepose if region == "densepose" else pose.openpose):
+        raise ConfigError(
+            f"the face discriminator finds heads in {region} maps, and the condition is {spec.describe()}; change "
+            "--recipe.task.objective.face-region, or set the weights face_gan and face_feature_matching to 0"
+        )
+    if region == "densepose" and pose.remove_face_labels:
+        raise ConfigError(
+            "remove_face_labels leaves no heads in DensePose maps for the face discriminator; set the weights face_gan "
+            "and face_feature_matching to 0, or keep the labels"
+        )
+
+
 def open_train(recipe: DataRecipe, root: Path, device: Device, seed: int) -> tuple[VideoFolder, ClipLoader]:
     """The training part of a data set and its clips for this process."""
     folder = open_folder(recipe.at(root, "train"))
@@ -124,6 +146,7 @@ def open_train(recipe: DataRecipe, root: Path, device: Device, seed: int) -> tup
         recipe.sampling,
         batch_size=recipe.batch_size,
         seed=seed,
+        batches_per_step=device.gradient_accumulation,
         num_workers=recipe.num_workers,
         cache_mb=recipe.cache_mb,
         rank=device.rank,

@@ -31,6 +31,7 @@ from fastv2v.commands.parts import (
     build_objective,
     check_condition,
     check_flow,
+    check_heads,
     check_held_out,
     check_size,
     check_stage,
@@ -143,6 +144,12 @@ def train_teacher(args: TrainTeacher) -> FitResult:
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
     initial = read_initial(args.init)
+    if recipe.task.fixed_coarse_steps and not args.init:
+        raise ConfigError(
+            "fixed_coarse_steps keeps the coarse scales as they are, and without --init they are random; give --init a "
+            "run with one scale fewer, or --recipe.task.fixed-coarse-steps 0"
+        )
+    check_heads(recipe.task.objective, folder.spec)
     recipe = adapted(recipe, initial, folder.spec)
     seed_everything(derive_seed(recipe.train.seed, "weights"))
     architecture = _architecture("teacher", recipe.generator, recipe.foreground, recipe.data, folder, loader)

@@ -19,7 +19,14 @@ from fastv2v.data.clip import Clip, ClipInfo
 from fastv2v.data.conditions import maps_to_float
 from fastv2v.data.folder import FrameReader, VideoFolder
 from fastv2v.data.pose import PoseDrop, draw_drop
-from fastv2v.data.sampling import ClipRequest, SamplingConfig, draw_batch, generator_at, start_counts
+from fastv2v.data.sampling import (
+    SamplingConfig,
+    draw_sequence,
+    draw_window,
+    generator_at,
+    shared_frames,
+    start_counts,
+)
 from fastv2v.data.transforms import Geometry, draw_geometry, draw_scale
 from fastv2v.errors import ConfigError, DataError, FastV2VError
 
@@ -144,7 +151,8 @@ class ClipLoader:
 
     Batch k depends on the data set, the settings and (seed, k) only: not on the number of workers, and not on the
     batches before it, so that a run which resumes at step k sees what it would have seen. All clips of a batch, on all
-    ranks, share one length and one scale; step, crop, mirroring and what is left out of poses are drawn for each clip.
+    ranks, share one scale, and all clips of a training step one length; step, crop, mirroring and what is left out of
+    poses are drawn for each clip.
     Clips of a folder of the phase ``test`` are never mirrored, cropped at random or left incomplete; poses are never
     mirrored.
     """
@@ -156,6 +164,7 @@ class ClipLoader:
         *,
         batch_size: int,
         seed: int,
+        batches_per_step: int = 1,
         num_workers: int = 0,
         prefetch: int = 2,
         cache_mb: float = 512,
@@ -170,6 +179,7 @@ class ClipLoader:
             sampling: what a clip is.
             batch_size: clips of one step on all ranks together; each rank gets its own share of them.
             seed: of the run.
+            batches_per_step: batches of one training step (gradient accumulation); their clips share one length.
             num_workers: processes that read; 0 reads in this one.
             prefetch: batches each worker keeps ready.
             cache_mb: memory for images that were read, in each reading process; 0 for none.
@@ -185,6 +195,8 @@ class ClipLoader:
             raise ConfigError(f"rank ({rank}) must lie below world_size ({world_size}), from 0 on")
         if batch_size < 1 or batch_size % world_size:
             raise ConfigError(f"batch_size ({batch_size}) must be a positive multiple of world_size ({world_size})")
+        if batches_per_step < 1:
+            raise ConfigError(f"batches_per_step must be at least 1, got {batches_per_step}")
         if num_workers < 0 or prefetch < 1:
             raise ConfigError(f"num_workers ({num_workers}) must be 0 or more and prefetch ({prefetch}) 1 or more")
         if folder.config.flow_files and sampling.max_step > 1:
@@ -202,7 +214,9 @@ class ClipLoader:
             )
         share = batch_size // world_size
         samples = range(rank * share, (rank + 1) * share)
-        self._batches = _Batches(folder, sampling, seed, batch_size, samples, FrameReader(folder, cache_mb))
+        self._batches = _Batches(
+            folder, sampling, seed, batch_size, batches_per_step, samples, FrameReader(folder, cache_mb)
+        )
         self._num_workers = num_workers
         self._prefetch = prefetch
         self._start_method = start_method
@@ -258,20 +272,32 @@ class _Batches(Dataset[Any]):
     sampling: SamplingConfig
     seed: int
     batch_size: int
+    batches_per_step: int
     samples: Iterable[int]
     reader: FrameReader
 
     def __getitem__(self, step: int) -> Clip | _Failure:
         try:
             scale = draw_scale(self.folder.config.geometry, generator_at(self.seed, "batch", step))
-            # Every rank draws for all ranks, since the shortest sequence of the whole batch decides its length.
-            rngs = [generator_at(self.seed, "batch", step, "sample", sample) for sample in range(self.batch_size)]
-            requests = draw_batch(self.sampling, self.folder.lengths, step, rngs)
-            return collate_clips([self._clip(requests[sample], rngs[sample], scale) for sample in self.samples])
+            # Every rank draws for all ranks, and for all batches of an update: one length must serve them all.
+            update = step // self.batches_per_step
+            drawn = {
+                batch: [self._draw(batch, sample) for sample in range(self.batch_size)]
+                for batch in range(update * self.batches_per_step, (update + 1) * self.batches_per_step)
+            }
+            sequences = [sequence for clips in drawn.values() for sequence, _ in clips]
+            num_frames = shared_frames(self.sampling, self.folder.lengths, update, sequences)
+            return collate_clips([self._clip(*drawn[step][sample], num_frames, scale) for sample in self.samples])
         except FastV2VError as error:
             return _Failure(error)
 
-    def _clip(self, request: ClipRequest, rng: np.random.Generator, scale: int | None) -> Clip:
+    def _draw(self, batch: int, sample: int) -> tuple[int, np.random.Generator]:
+        """The sequence of one clip, and where the rest of its chances come from."""
+        rng = generator_at(self.seed, "batch", batch, "sample", sample)
+        return draw_sequence(self.sampling, self.folder.lengths, rng), rng
+
+    def _clip(self, sequence: int, rng: np.random.Generator, num_frames: int, scale: int | None) -> Clip:
+        request = draw_window(self.sampling, sequence, self.folder.lengths[sequence], num_frames, rng)
         config = self.folder.config
         size = self.reader.image_size(request.sequence, request.start)
         geometry = draw_geometry(config.geometry, size, rng, config.phase, scale=scale)

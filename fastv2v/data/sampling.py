@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class SamplingConfig:
     given_frames: int = 2
     """How many of them are given to the generator as history; only the others grow."""
     grow_every: int = 0
-    """Double the frames that are not given after every so many batches; 0 never."""
+    """Double the frames that are not given after every so many training steps; 0 never."""
     max_frames: int = 130
     """Where clips stop growing, in frames; also at the length of the longest sequence."""
     max_step: int = 1
@@ -52,24 +52,24 @@ class SamplingConfig:
             if (value := getattr(self, name)) is not None and value < 0:
                 raise ConfigError(f"{name} must be 0 or more, got {value}")
 
-    def frames_at(self, batch: int, longest: int) -> int:
-        """Frames of a clip in one batch.
+    def frames_at(self, step: int, longest: int) -> int:
+        """Frames of a clip in one training step.
 
         Args:
-            batch: its number k, from 0 on.
+            step: its number, from 0 on.
             longest: frames of the longest sequence.
 
         Returns:
             T, given frames included. Sequences that are shorter shorten the batches they are drawn for.
 
         Source:
-            The growing clips of vid2vid's training schedule, counted in batches.
+            The growing clips of vid2vid's training schedule, counted in steps.
         """
         if not self.grow_every:
             return self.num_frames
         most = max(min(self.max_frames, longest), self.num_frames)
         # Bounded, since nothing doubles more often before it reaches the end.
-        doublings = min(batch // self.grow_every, most.bit_length())
+        doublings = min(step // self.grow_every, most.bit_length())
         return min(self.given_frames + (self.num_frames - self.given_frames) * 2**doublings, most)
 
 
@@ -163,30 +163,20 @@ def draw_window(
     return ClipRequest(sequence, start, step, flip, tuple(start + i * step for i in range(num_frames)))
 
 
-def draw_batch(
-    config: SamplingConfig, sequence_lengths: Sequence[int], batch: int, rngs: Sequence[np.random.Generator]
-) -> tuple[ClipRequest, ...]:
-    """Draw the clips of one batch, which share one length.
+def shared_frames(config: SamplingConfig, sequence_lengths: Sequence[int], step: int, sequences: Iterable[int]) -> int:
+    """Length of all clips of one training step: that of the schedule, or what the shortest sequence has.
 
     Args:
         config: what a clip is.
         sequence_lengths: frames of each sequence.
-        batch: its number k.
-        rngs: a generator for each clip of the batch, on all ranks together.
+        step: number of the training step.
+        sequences: position of every sequence that was drawn for the step.
 
     Returns:
-        The clips: of ``frames_at`` frames, or as many as the shortest of the drawn sequences has.
-
-    Raises:
-        DataError: if no sequence is long enough, or a fixed sequence or start does not exist.
+        T.
     """
-    drawn = [draw_sequence(config, sequence_lengths, rng) for rng in rngs]
-    shortest = min(sequence_lengths[sequence] for sequence in drawn) - (config.fixed_start or 0)
-    num_frames = min(config.frames_at(batch, max(sequence_lengths)), shortest)
-    return tuple(
-        draw_window(config, sequence, sequence_lengths[sequence], num_frames, rng)
-        for sequence, rng in zip(drawn, rngs, strict=True)
-    )
+    shortest = min(sequence_lengths[sequence] for sequence in sequences) - (config.fixed_start or 0)
+    return min(config.frames_at(step, max(sequence_lengths)), shortest)
 
 
 def draw_clip(config: SamplingConfig, sequence_lengths: Sequence[int], rng: np.random.Generator) -> ClipRequest:
@@ -203,7 +193,9 @@ def draw_clip(config: SamplingConfig, sequence_lengths: Sequence[int], rng: np.r
     Raises:
         DataError: if no sequence is long enough, or a fixed sequence or start does not exist.
     """
-    return draw_batch(config, sequence_lengths, 0, (rng,))[0]
+    sequence = draw_sequence(config, sequence_lengths, rng)
+    num_frames = shared_frames(config, sequence_lengths, 0, [sequence])
+    return draw_window(config, sequence, sequence_lengths[sequence], num_frames, rng)
 
 
 def generator_at(seed: int, *place: int | str) -> np.random.Generator:

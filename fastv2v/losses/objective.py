@@ -316,19 +316,17 @@ class VideoObjective(nn.Module):
     def _face_terms(self, terms: Terms, frames: Tensor, real: Tensor, conditions: Tensor) -> Terms:
         net, config = self.discriminators["face_discriminator"], self.config
         boxes = face_boxes(conditions, config.face_region)
-        share = boxes.found.float().mean()
-        # Clips without a face stay away, as they would disturb batch statistics. Where no clip has one, all are judged
-        # and count nothing: this process still has gradients (zeros) to share with others that did find faces.
-        chosen = (boxes.found if boxes.found.any() else ~boxes.found).nonzero().flatten()
-        boxes = boxes._replace(corners=boxes.corners[chosen])
-        condition, true, fake = (crop_faces(x[chosen], boxes).flatten(0, 1) for x in (conditions, real, frames))
+        # All clips are judged and those without a face count nothing: every process then normalises the same clips and
+        # has gradients (zeros, perhaps) to share.
+        weight = boxes.found.float().repeat_interleave(frames.shape[1])
+        condition, true, fake = (crop_faces(x, boxes).flatten(0, 1) for x in (conditions, real, frames))
         real_features = net(torch.cat([condition, true], dim=1))
         fakes = [net(torch.cat([condition, fake], dim=1))]
         # vid2vid divides by the number of the image discriminator's scales here too.
         scales = len(real_features) / config.image_discriminator.num_scales
-        gan, matching = self._fooling_terms(fakes, real_features)
-        self._add(terms, "face", share * gan, share * scales * matching)
-        return {name: share * term for name, term in self._own_terms(fakes, real_features).items()}
+        gan, matching = self._fooling_terms(fakes, real_features, weight)
+        self._add(terms, "face", gan, scales * matching)
+        return self._own_terms(fakes, real_features, weight)
 
     def _tuples(self, scale: int, chunk: Chunk, num_past: int, num_made: int | None) -> list[tuple[int, ...]]:
         """What a temporal discriminator looks at after a chunk, as frame numbers of the clip."""
@@ -388,10 +386,12 @@ class VideoObjective(nn.Module):
             reference.skipping.update(zip(missing, flows, strict=True))
         return reference.skipping | found
 
-    def _fooling_terms(self, fakes: list[Features], real: Features) -> tuple[Tensor, Tensor]:
+    def _fooling_terms(
+        self, fakes: list[Features], real: Features, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The generator's adversarial and feature-matching terms against one discriminator."""
-        gan = torch.stack([generator_loss(fake, self.config.gan) for fake in fakes]).sum()
-        return gan, torch.stack([feature_matching_loss(fake, real) for fake in fakes]).sum()
+        gan = torch.stack([generator_loss(fake, self.config.gan, weight) for fake in fakes]).sum()
+        return gan, torch.stack([feature_matching_loss(fake, real, weight) for fake in fakes]).sum()
 
     def _add(self, terms: Terms, of: str, gan: Tensor, matching: Tensor, suffix: str = "") -> None:
         """Keep the generator's terms whose weight is positive."""
@@ -400,12 +400,12 @@ class VideoObjective(nn.Module):
             if getattr(self.config.weights, weight) > 0:
                 terms[weight + suffix] = value
 
-    def _own_terms(self, fakes: list[Features], real: Features) -> Terms:
+    def _own_terms(self, fakes: list[Features], real: Features, weight: Tensor | None = None) -> Terms:
         """A discriminator's own terms. The real frames count once, however many fakes are judged beside them."""
         kind = self.config.gan
         return {
-            "fake": torch.stack([discriminator_loss(fake, kind, real=False) for fake in fakes]).mean(),
-            "real": discriminator_loss(real, kind, real=True),
+            "fake": torch.stack([discriminator_loss(fake, kind, real=False, weight=weight) for fake in fakes]).mean(),
+            "real": discriminator_loss(real, kind, real=True, weight=weight),
         }
 
 

@@ -139,8 +139,8 @@ class PerceptualLoss(nn.Module):
     Args:
         network: the frozen network.
         weights: one weight for each feature map, finest first. vid2vid's for VGG-19 are 1/32, 1/16, 1/8, 1/4, 1.
-        relative: divide each distance by the mean magnitude of the target's features, which puts the layers of a
-            network whose activations differ by orders of magnitude on one scale.
+        relative: divide the distance of each frame by the mean magnitude of its target's features, which puts the
+            layers of a network whose activations differ by orders of magnitude on one scale.
 
     Source:
         Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016.
@@ -172,8 +172,9 @@ class PerceptualLoss(nn.Module):
         goals = target if isinstance(target, list) else self.features(target)
         total = frames.new_zeros((), dtype=torch.float32)
         for weight, feature, goal in zip(self.weights, self.network(frames), goals, strict=True):
-            distance = (feature.float() - goal.float()).abs().mean()
+            # Frame by frame, so that a frame's share does not depend on what else is in the batch or in this process.
+            distance = (feature.float() - goal.float()).abs().mean(dim=(1, 2, 3))
             if self.relative:
-                distance = distance / (goal.float().abs().mean() + 1e-6)
-            total = total + weight * distance
+                distance = distance / (goal.float().abs().mean(dim=(1, 2, 3)) + 1e-6)
+            total = total + weight * distance.mean()
         return total

@@ -47,8 +47,9 @@ class CoarseToFineGenerator(nn.Module):
         self.foreground_channels = tuple(foreground_channels)
         self._condition_channels = condition_channels
         self.coarse = CompositeGenerator(config, condition_channels, foreground_channels)
+        painted = bool(foreground_channels)
         self.local = nn.ModuleList(
-            LocalGenerator(local_config(config, scale), condition_channels, foreground_channels)
+            LocalGenerator(local_config(config, scale, foreground=painted), condition_channels, foreground_channels)
             for scale in range(1, config.num_scales)
         )
 
@@ -173,22 +174,24 @@ def build_generator(
     return kind(config, condition_channels, foreground_channels)
 
 
-def local_config(config: CompositeConfig, scale: int) -> LocalConfig:
+def local_config(config: CompositeConfig, scale: int, *, foreground: bool = False) -> LocalConfig:
     """Size and shape of the local generator at a scale.
 
     Args:
         config: of the coarsest scale.
         scale: how often the size was doubled since, from 1.
+        foreground: whether there is a foreground branch, which may have half the width.
 
     Raises:
         ConfigError: if the width cannot be halved that often, or inputs are reduced.
     """
     if config.input_scale != 1 or config.block != "residual":
         raise ConfigError("a generator of several scales takes full-size inputs and residual blocks only")
-    if config.width % 2**scale:
+    divisor = 2 ** (scale + int(foreground and config.num_downsamples > 2))
+    if config.width % divisor:
         raise ConfigError(
-            f"width {config.width} cannot be halved {scale} times: scale {scale} of {config.num_scales} has width / "
-            f"{2**scale} channels; take a multiple of {2**scale}"
+            f"width {config.width} cannot be halved often enough: scale {scale} of {config.num_scales} has width / "
+            f"{divisor} channels; take a multiple of {divisor}"
         )
     return LocalConfig(
         history_length=config.history_length,

@@ -9,32 +9,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 
 @contextmanager
-def batch_statistics(model: Any) -> Iterator[None]:
-    """Within: every batch norm normalises with the statistics of what it is given and remembers nothing.
+def batch_statistics(*models: Any) -> Iterator[None]:
+    """Within: every norm goes by the statistics of what it is given, and remembers nothing.
 
-    The published vid2vid generates so: it never leaves training mode. Here the running statistics stay as they are, so
-    that one frame does not depend on how many came before it.
+    The published vid2vid generates so, with batch norms as with instance norms that keep running statistics: it never
+    leaves training mode. Here the running statistics stay as they are, so that one frame does not depend on how many
+    came before it.
 
     Args:
-        model: a module, or a step model around one (its attributes are searched); others have no batch norm.
+        models: modules, or step models around one (their attributes are searched).
     """
-    norms = [(norm, norm.training, norm.track_running_stats) for norm in _norms(model)]
+    norms = [(norm, norm.training, norm.track_running_stats, norm.momentum) for norm in _norms(*models)]
     try:
-        for norm, _, _ in norms:
-            norm.training, norm.track_running_stats = True, False
+        for norm, *_ in norms:
+            # Batch norms that do not track are given no running statistics; instance norms always are, and write them.
+            norm.training, norm.track_running_stats, norm.momentum = True, False, 0.0
         yield
     finally:
-        for norm, training, tracks in norms:
-            norm.training, norm.track_running_stats = training, tracks
+        for norm, training, tracks, momentum in norms:
+            norm.training, norm.track_running_stats, norm.momentum = training, tracks, momentum
 
 
 @contextmanager
 def kept_statistics(model: Any) -> Iterator[None]:
-    """Within: batch norms compute exactly as before, and their running statistics stay what they are.
+    """Within: norms compute exactly as before, and their running statistics stay what they are.
 
     For running a step a second time. (Not the same as ``batch_statistics``: checkpointing counts saved tensors, so the
     second run must make the same calls as the first.)
@@ -58,10 +60,13 @@ def kept_statistics(model: Any) -> Iterator[None]:
             norm.num_batches_tracked.copy_(count)
 
 
-def _norms(model: Any) -> list[_BatchNorm]:
-    """Every batch norm that keeps running statistics."""
-    modules = [model] if isinstance(model, nn.Module) else [v for v in vars(model).values() if isinstance(v, nn.Module)]
-    return [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
+def _norms(*models: Any) -> list[_NormBase]:
+    """Every norm that may keep running statistics."""
+    found = []
+    for model in models:
+        modules = [model] if isinstance(model, nn.Module) else vars(model).values()
+        found += [m for module in modules if isinstance(module, nn.Module) for m in module.modules()]
+    return [module for module in found if isinstance(module, _NormBase)]
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):

@@ -14,8 +14,8 @@ train() {
         scripts/train_teacher.py "$preset" --data "$data" --recipe.data.batch-size 8 --recipe.train.steps 3750 "$@"
 }
 train pose --run "$runs/256" --recipe.data.sampling.grow-every 1875 "$@"
-train pose-512 --run "$runs/512" --init "$runs/256" --recipe.data.sampling.grow-every 375 \
+train pose-512 --run "$runs/512" --init "$runs/256" --recipe.data.sampling.grow-every 1875 \
     --recipe.task.fixed-coarse-steps 1125 "$@"
-train pose-1024 --run "$runs/1024" --init "$runs/512" --recipe.data.sampling.grow-every 375 \
+train pose-1024 --run "$runs/1024" --init "$runs/512" --recipe.data.sampling.grow-every 1875 \
     --recipe.task.fixed-coarse-steps 1125 --recipe.task.rollout.gradient-checkpointing "$@"
 run fastv2v synthesize --run "$runs/1024" --data "$data" --out "$runs/frames" --given-frames 0 --overwrite

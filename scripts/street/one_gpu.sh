@@ -19,5 +19,6 @@ run fastv2v train-teacher street-one-gpu --data "$data" --run "$runs/896" --init
     --recipe.task.objective.image-discriminator.num-scales 3 \
     --recipe.task.objective.temporal-discriminator.num-scales 3 \
     --recipe.task.rollout.chunk-frames 1 --recipe.task.rollout.gradient-checkpointing "$@"
-run fastv2v train-first street --data "$data" --run "$runs/first"
-run fastv2v synthesize --run "$runs/896" --data "$data" --out "$runs/frames" --overwrite
+run fastv2v train-first street --data "$data" --run "$runs/first" --recipe.data.folder.geometry.load-size 896
+run fastv2v synthesize --run "$runs/896" --data "$data" --out "$runs/frames" --overwrite \
+    --first-frames "$runs/first" --given-frames 2
