@@ -15,6 +15,7 @@ from fastv2v.contracts import History
 from fastv2v.errors import DataError
 from fastv2v.nn.composite import CompositeGenerator, Features
 from fastv2v.nn.discriminator import MultiScaleDiscriminator
+from fastv2v.nn.features import FeatureEncoder, instance_mean
 from fastv2v.nn.local import LocalGenerator
 from fastv2v.nn.single_image import SingleImageGenerator
 from teachers.import_weights import Imported, first_line
@@ -128,7 +129,13 @@ def _outputs(imported: Imported, inputs: _Inputs) -> _Outputs:
     """What the reference returns, in its order; what a network lacks is left out."""
     network, blueprint, _ = imported
     if isinstance(network, SingleImageGenerator):
-        return {"0": network(_input(inputs, "in0", blueprint.channels))}
+        condition = _input(inputs, "in0", blueprint.channels)
+        if network.config.feature_channels:
+            condition = _beside(condition, inputs, network.config.feature_channels)
+        return {"0": network(condition)}
+    if isinstance(network, FeatureEncoder):
+        whole = _beside(_input(inputs, "in0", 3), inputs, 1)
+        return {"0": instance_mean(network(whole[:, :3]), whole[:, 3].long())}
     if isinstance(network, MultiScaleDiscriminator):
         scales = network(_input(inputs, "in0", blueprint.channels))
         if not blueprint.intermediate_features:
@@ -158,6 +165,14 @@ def _input(inputs: _Inputs, name: str, channels: int) -> Tensor:
     return value
 
 
+def _beside(first: Tensor, inputs: _Inputs, channels: int) -> Tensor:
+    """in0, followed by the channels of in1."""
+    second = _input(inputs, "in1", channels)
+    if (second.shape[0], *second.shape[2:]) != (first.shape[0], *first.shape[2:]):
+        raise DataError(f"the stored in1 is {tuple(second.shape)} beside an in0 of {tuple(first.shape)}")
+    return torch.cat([first, second], dim=1)
+
+
 def _step_inputs(
     network: CompositeGenerator | LocalGenerator, inputs: _Inputs
 ) -> tuple[Tensor, History, Tensor | None]:
@@ -177,4 +192,6 @@ def _output_name(network: nn.Module, key: str) -> str:
     if isinstance(network, MultiScaleDiscriminator):
         scale, _, layer = key.partition(".")
         return f"scale {scale} layer {layer}"
+    if isinstance(network, FeatureEncoder):
+        return "features"
     return COMPOSITE_OUTPUTS[int(key)]

@@ -15,11 +15,12 @@ from fastv2v.errors import ConfigError
 from fastv2v.nn.blocks import NormKind
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.discriminator import DiscriminatorConfig, MultiScaleDiscriminator
+from fastv2v.nn.features import FeatureConfig, FeatureEncoder
 from fastv2v.nn.local import LocalConfig, LocalGenerator
 from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 
 T = TypeVar("T")
-Config = CompositeConfig | LocalConfig | SingleImageConfig | DiscriminatorConfig
+Config = CompositeConfig | LocalConfig | SingleImageConfig | FeatureConfig | DiscriminatorConfig
 
 PUBLISHED_FOREGROUND = 26
 """The class that vid2vid paints separately where it is not told otherwise: Cityscapes' cars."""
@@ -36,7 +37,7 @@ class Blueprint:
     config: Config
     """Size and shape."""
     channels: int
-    """Of one encoded condition; of the whole input for a discriminator."""
+    """Of one encoded condition, features left out; of the whole input for a discriminator or an encoder."""
     foreground: tuple[int, ...] = ()
     """Condition channels of the foreground branch; empty for none."""
     intermediate_features: bool = True
@@ -51,6 +52,8 @@ class Blueprint:
                 return LocalGenerator(self.config, self.channels, self.foreground)
             case SingleImageConfig():
                 return SingleImageGenerator(self.config, self.channels)
+            case FeatureConfig():
+                return FeatureEncoder(self.config)
             case DiscriminatorConfig():
                 return MultiScaleDiscriminator(self.channels, self.config)
 
@@ -192,22 +195,69 @@ def _plan_local(keys: _Keys, tensors: Mapping[str, Tensor], notes: list[str]) ->
 
 def _plan_global(keys: _Keys, tensors: Mapping[str, Tensor], notes: list[str]) -> tuple[Blueprint, Layers]:
     """pix2pixHD's global generator, one long sequence of layers."""
+    config = SingleImageConfig(**_single_shape(keys), norm=_norm(keys, tensors, "model.2"))
+    head = 4 + 6 * config.num_downsamples + config.num_blocks + 1  # one layer of padding before it
+    layers = _trunk(config) | {"head.conv": (Piece(f"model.{head}"),)}
+    return Blueprint("global", config, keys.get("input_channels", int)), layers
+
+
+def _plan_enhancer(keys: _Keys, tensors: Mapping[str, Tensor], notes: list[str]) -> tuple[Blueprint, Layers]:
+    """pix2pixHD's local enhancer: a global generator without its end, then two sequences for each enhancer."""
     config = SingleImageConfig(
-        width=keys.get("ngf", int),
-        num_downsamples=keys.get("n_downsample", int),
-        num_blocks=keys.get("n_blocks", int),
+        **_single_shape(keys),
+        num_enhancers=keys.get("n_local_enhancers", int, 1),
+        num_local_blocks=keys.get("n_blocks_local", int),
         norm=_norm(keys, tensors, "model.2"),
     )
-    depth = config.num_downsamples
-    after_down = 4 + 3 * depth
-    after_blocks = after_down + config.num_blocks
-    layers = (
-        _down("encoder", "model", depth)
-        | _blocks("blocks", "model", config.num_blocks, "residual", first=after_down)
-        | _up("decoder", "model", depth, first=after_blocks)
-        | {"head.conv": (Piece(f"model.{after_blocks + 3 * depth + 1}"),)}
+    if not config.num_enhancers:
+        raise ConfigError("the description's 'n_local_enhancers' must be at least 1; without any it is a 'global'")
+    blocks, layers = config.num_local_blocks, _trunk(config)
+    for i in range(config.num_enhancers):
+        ours, theirs = f"enhancers.{i}", f"model{i + 1}"
+        layers |= _down(f"{ours}.encoder", f"{theirs}_1", 1)
+        layers |= _blocks(f"{ours}.blocks", f"{theirs}_2", blocks, "residual")
+        layers |= _up(f"{ours}.decoder", f"{theirs}_2", 1, first=blocks)
+    layers["head.conv"] = (Piece(f"model{config.num_enhancers}_2.{blocks + 4}"),)
+    return Blueprint("local_enhancer", config, keys.get("input_channels", int)), layers
+
+
+def _plan_featured(keys: _Keys, tensors: Mapping[str, Tensor], notes: list[str]) -> tuple[Blueprint, Layers]:
+    """vid2vid's global generator with features, for faces."""
+    config = SingleImageConfig(
+        **_single_shape(keys),
+        feature_channels=keys.get("feat_num", int),
+        norm=_norm(keys, tensors, "model_downsample.2"),
     )
-    return Blueprint("global", config, keys.get("input_channels", int)), layers
+    if not config.feature_channels:
+        raise ConfigError("the description's 'feat_num' must be at least 1; without features it is a 'global'")
+    layers = (
+        _down("encoder", "model_downsample", config.num_downsamples)
+        | _blocks("blocks", "model_resnet", config.num_blocks, "residual")
+        | _up("decoder", "model_upsample", config.num_downsamples)
+        | {"head.conv": (Piece("model_upsample_conv.1"),)}
+    )
+    return Blueprint("global_with_features", config, keys.get("input_channels", int)), layers
+
+
+def _plan_encoder(keys: _Keys, tensors: Mapping[str, Tensor], notes: list[str]) -> tuple[Blueprint, Layers]:
+    """pix2pixHD's feature encoder."""
+    if (channels := keys.get("input_channels", int, 3)) != 3:
+        raise ConfigError(f"an encoder looks at colour images: 'input_channels' must be 3, got {channels}")
+    config = FeatureConfig(
+        channels=keys.get("feat_num", int),
+        width=keys.get("nef", int),
+        num_downsamples=keys.get("n_downsample", int),
+        norm=_norm(keys, tensors, "model.2"),
+    )
+    if not config.channels:
+        raise ConfigError("the description's 'feat_num' must be at least 1")
+    depth = config.num_downsamples
+    layers = (
+        _down("down", "model", depth)
+        | _up("up", "model", depth, first=4 + 3 * depth)
+        | {"head.conv": (Piece(f"model.{4 + 6 * depth + 1}"),)}
+    )
+    return Blueprint("encoder", config, channels), layers
 
 
 def _plan_discriminator(keys: _Keys, tensors: Mapping[str, Tensor], notes: list[str]) -> tuple[Blueprint, Layers]:
@@ -236,6 +286,9 @@ _PLANS: dict[Any, Callable[[_Keys, Mapping[str, Tensor], list[str]], tuple[Bluep
     "sr_mobile_composite": _plan_composite,
     "composite_local": _plan_local,
     "global": _plan_global,
+    "local_enhancer": _plan_enhancer,
+    "global_with_features": _plan_featured,
+    "encoder": _plan_encoder,
     "multiscale_discriminator": _plan_discriminator,
 }
 CONFIGS: dict[str, type[Config]] = {
@@ -243,6 +296,9 @@ CONFIGS: dict[str, type[Config]] = {
     "sr_mobile_composite": CompositeConfig,
     "composite_local": LocalConfig,
     "global": SingleImageConfig,
+    "local_enhancer": SingleImageConfig,
+    "global_with_features": SingleImageConfig,
+    "encoder": FeatureConfig,
     "multiscale_discriminator": DiscriminatorConfig,
 }
 
@@ -257,6 +313,15 @@ def _condition_channels(keys: _Keys) -> tuple[int, int]:
             f"each past frame, and {total} the same for each of them and the current one"
         )
     return total // (past + 1), past
+
+
+def _single_shape(keys: _Keys) -> dict[str, int]:
+    """What all generators of single images have."""
+    return {
+        "width": keys.get("ngf", int),
+        "num_downsamples": keys.get("n_downsample", int),
+        "num_blocks": keys.get("n_blocks", int),
+    }
 
 
 def _pair(size: list[Any]) -> tuple[int, int]:
@@ -314,6 +379,16 @@ def _blocks(ours: str, theirs: str, count: int, kind: str, *, first: int = 0) ->
 def _up(ours: str, theirs: str, depth: int, *, first: int = 0) -> Layers:
     """An ``UpPath``."""
     return {f"{ours}.{i}.{k}": (Piece(f"{theirs}.{first + 3 * i + k}"),) for i in range(depth) for k in (0, 1)}
+
+
+def _trunk(config: SingleImageConfig) -> Layers:
+    """A global generator without its head, numbered through."""
+    depth = config.num_downsamples
+    return (
+        _down("encoder", "model", depth)
+        | _blocks("blocks", "model", config.num_blocks, "residual", first=4 + 3 * depth)
+        | _up("decoder", "model", depth, first=4 + 3 * depth + config.num_blocks)
+    )
 
 
 def _heads(use_flow: bool, has_foreground: bool) -> Layers:

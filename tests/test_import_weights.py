@@ -148,6 +148,74 @@ class PublishedGlobal(nn.Module):
         return {"": self.model(x)}
 
 
+def shrunk(x, times=1):
+    """Means over 3x3 windows, two pixels apart; pixels outside are not counted."""
+    for _ in range(times):
+        ones = torch.ones_like(x[:, :1])
+        total, count = (F.avg_pool2d(F.pad(y, (1, 1, 1, 1)), 3, 2) for y in (x, ones))
+        x = total / count
+    return x
+
+
+class PublishedEnhancer(nn.Module):
+    """pix2pixHD's local enhancer: a global generator without its last three layers, then model<n>_1 and model<n>_2."""
+
+    def __init__(self, norm="instance", enhancers=1):
+        super().__init__()
+        norm, inner, self.count = norm_of(norm), WIDTH * 2**enhancers, enhancers
+        middle = [Residual(4 * inner, norm) for _ in range(2)]
+        self.model = nn.Sequential(*down(5, inner, 2, norm), *middle, *up(inner, 2, norm))
+        for n in range(1, enhancers + 1):
+            c = inner // 2**n
+            end = head(c, 3, nn.Tanh()) if n == enhancers else []
+            self.add_module(f"model{n}_1", nn.Sequential(*down(5, c, 1, norm)))
+            local = [Residual(2 * c, norm) for _ in range(3)]
+            self.add_module(f"model{n}_2", nn.Sequential(*local, *up(c, 1, norm), *end))
+
+    def forward(self, x):
+        made = self.model(shrunk(x, self.count))
+        for n in range(1, self.count + 1):
+            guide = getattr(self, f"model{n}_1")(shrunk(x, self.count - n))
+            made = getattr(self, f"model{n}_2")(guide + made)
+        return {"": made}
+
+
+class PublishedFeatured(nn.Module):
+    """vid2vid's global generator with features."""
+
+    def __init__(self, norm="instance"):
+        super().__init__()
+        norm, z = norm_of(norm), 3
+        rise = up(WIDTH, 2, norm)
+        rise[0] = nn.ConvTranspose2d(4 * WIDTH + 2 * z, 2 * WIDTH, 3, stride=2, padding=1, output_padding=1)
+        self.model_downsample = nn.Sequential(*down(5 + z, WIDTH, 2, norm))
+        self.model_resnet = nn.Sequential(*[Residual(4 * WIDTH + z, norm) for _ in range(2)])
+        self.model_upsample = nn.Sequential(*rise)
+        self.model_upsample_conv = head(WIDTH + z, 3, nn.Tanh())
+
+    def forward(self, x, z):
+        small = shrunk(z, 2)
+        made = self.model_resnet(torch.hstack([self.model_downsample(torch.hstack([x, z])), small]))
+        made = self.model_upsample(torch.hstack([made, small]))
+        return {"": self.model_upsample_conv(torch.hstack([made, z]))}
+
+
+class PublishedEncoder(nn.Module):
+    """pix2pixHD's feature encoder; every pixel gets the mean over its instance."""
+
+    def __init__(self, norm="instance"):
+        super().__init__()
+        norm = norm_of(norm)
+        self.model = nn.Sequential(*down(3, WIDTH, 2, norm), *up(WIDTH, 2, norm), *head(WIDTH, 3, nn.Tanh()))
+
+    def forward(self, x, instances):
+        made = self.model(x)
+        for frame, ids in zip(made, instances[:, 0], strict=True):
+            for i in ids.unique():
+                frame[:, ids == i] = frame[:, ids == i].mean(dim=1, keepdim=True)
+        return {"": made}
+
+
 class PublishedDiscriminator(nn.Module):
     """pix2pixHD's discriminator; without features its blocks are one sequence."""
 
@@ -196,6 +264,12 @@ CASES = {
     },
     "local, no flow": {"network": "composite_local", "n_blocks_local": 1, "scale": 1, "no_flow": True},
     "global": {"network": "global", "norm": "instance"},
+    "local enhancer": {"network": "local_enhancer", "norm": "instance"},
+    "local enhancer, two": {"network": "local_enhancer", "norm": "batch", "n_local_enhancers": 2},
+    "features": {"network": "global_with_features", "norm": "instance"},
+    "features, batch norm": {"network": "global_with_features", "norm": "batch"},
+    "encoder": {"network": "encoder", "norm": "instance"},
+    "encoder, batch norm": {"network": "encoder", "norm": "batch"},
     "discriminator": {"network": "multiscale_discriminator", "num_D": 2, "norm": "batch"},
     "discriminator, 3 scales": {"network": "multiscale_discriminator", "num_D": 3, "norm": "instance"},
     "discriminator, scores": {"network": "multiscale_discriminator", "num_D": 2, "norm": "batch", "features": False},
@@ -210,6 +284,20 @@ def published(name):
     if kind == "global":
         description = {"network": kind, "input_channels": 5, "ngf": WIDTH, "n_downsample": 2, "n_blocks": 2}
         return PublishedGlobal(), {**description, "norm": case["norm"]}, [torch.randn(2, 5, *SIZE)]
+    if kind == "local_enhancer":
+        description = {"input_channels": 5, "ngf": WIDTH, "n_downsample": 2, "n_blocks": 2, "n_blocks_local": 3, **case}
+        return (
+            PublishedEnhancer(case["norm"], case.get("n_local_enhancers", 1)),
+            description,
+            [torch.randn(2, 5, 32, 48)],
+        )
+    if kind == "global_with_features":
+        description = {"input_channels": 5, "ngf": WIDTH, "n_downsample": 2, "n_blocks": 2, "feat_num": 3, **case}
+        return PublishedFeatured(case["norm"]), description, [torch.randn(2, c, *SIZE) for c in (5, 3)]
+    if kind == "encoder":
+        description = {"input_channels": 3, "feat_num": 3, "nef": WIDTH, "n_downsample": 2, **case}
+        ids = torch.randint(0, 4, (2, 1, *SIZE)).float()
+        return PublishedEncoder(case["norm"]), description, [torch.rand(2, 3, *SIZE) * 2 - 1, ids]
     if kind == "multiscale_discriminator":
         features = case.get("features", True)
         network = PublishedDiscriminator(case["num_D"], features, case["norm"])
@@ -320,6 +408,20 @@ class TestPlaces:
             ("global", "blocks.0.branch.2.running_mean", "model.10.conv_block.2.running_mean"),
             ("global", "decoder.1.0.weight", "model.15.weight"),
             ("global", "head.conv.weight", "model.19.weight"),
+            ("local enhancer", "decoder.1.0.weight", "model.15.weight"),
+            ("local enhancer", "enhancers.0.encoder.1.0.weight", "model1_1.4.weight"),
+            ("local enhancer", "enhancers.0.blocks.2.branch.5.bias", "model1_2.2.conv_block.5.bias"),
+            ("local enhancer", "enhancers.0.decoder.0.1.running_var", "model1_2.4.running_var"),
+            ("local enhancer", "head.conv.weight", "model1_2.7.weight"),
+            ("local enhancer, two", "enhancers.0.decoder.0.0.weight", "model1_2.3.weight"),
+            ("local enhancer, two", "head.conv.bias", "model2_2.7.bias"),
+            ("features", "encoder.0.1.weight", "model_downsample.1.weight"),
+            ("features", "decoder.0.0.weight", "model_upsample.0.weight"),
+            ("features", "blocks.1.branch.1.weight", "model_resnet.1.conv_block.1.weight"),
+            ("features", "head.conv.weight", "model_upsample_conv.1.weight"),
+            ("encoder", "down.2.0.weight", "model.7.weight"),
+            ("encoder", "up.0.0.weight", "model.10.weight"),
+            ("encoder", "head.conv.weight", "model.17.weight"),
             ("discriminator", "nets.1.blocks.2.1.weight", "scale1_layer2.1.weight"),
             ("discriminator, scores", "nets.0.blocks.2.0.weight", "layer0.5.weight"),
             ("discriminator, scores", "nets.1.blocks.3.0.bias", "layer1.8.bias"),
@@ -432,6 +534,36 @@ class TestMisfits:
         with pytest.raises(ConfigError, match=said):
             import_network(read_state_dict(tmp_path / "x.pth"), described)
 
+    @pytest.mark.parametrize(
+        ("name", "changes", "said"),
+        [
+            ("local enhancer", {"n_local_enhancers": 0}, "'n_local_enhancers' must be at least 1"),
+            ("features", {"feat_num": 0}, "'feat_num' must be at least 1"),
+            ("encoder", {"feat_num": 0}, "'feat_num' must be at least 1"),
+            ("encoder", {"input_channels": 4}, "'input_channels' must be 3, got 4"),
+        ],
+    )
+    def test_single_image_networks_that_cannot_be_meant(self, tmp_path, name, changes, said):
+        files(tmp_path, name)
+        described = {**read_description(tmp_path / "x.json"), **changes}
+        with pytest.raises(ConfigError, match=said):
+            import_network(read_state_dict(tmp_path / "x.pth"), described)
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "said"),
+        [
+            ("local enhancer", {"n_blocks_local": 2}, r"17 left over: model1_2\.2\.conv_block\.1\.weight"),
+            ("local enhancer", {"n_local_enhancers": 2}, r"missing: model2_1\.1\.weight"),
+            ("features", {"feat_num": 2}, r"mis-shaped: model_downsample\.1\.weight \(is \[4, 8, 7, 7\] there"),
+            ("encoder", {"n_downsample": 3}, r"missing: .*model\.19\.weight"),
+        ],
+    )
+    def test_single_image_tensors_without_a_place_are_listed(self, tmp_path, name, changes, said):
+        files(tmp_path, name)
+        described = {**read_description(tmp_path / "x.json"), **changes}
+        with pytest.raises(CheckpointError, match=said):
+            import_network(read_state_dict(tmp_path / "x.pth"), described)
+
 
 class Trap:
     """Unpickled, it would make a file."""
@@ -537,6 +669,21 @@ class TestKnownOutputs:
         assert verb(tmp_path, "--verify", tmp_path / "x.npz") == 2
         assert "x.npz: " in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("name", "arrays", "said"),
+        [
+            ("features", {"in1": None}, "lack in1; they have in0"),
+            ("features", {"in1": np.zeros((2, 2, *SIZE), "f")}, r"wants \(B, 3, H, W\)"),
+            ("encoder", {"in1": np.zeros((2, 1, 8, 8), "f")}, r"the stored in1 is \(2, 1, 8, 8\) beside"),
+        ],
+    )
+    def test_a_second_input_that_does_not_fit(self, tmp_path, name, arrays, said):
+        files(tmp_path, name)
+        change(tmp_path / "x.npz", **arrays)
+        imported = import_network(read_state_dict(tmp_path / "x.pth"), read_description(tmp_path / "x.json"))
+        with pytest.raises(DataError, match=said):
+            compare(imported, read_examples(tmp_path / "x.npz"))
+
     def test_nothing_to_compare_is_an_error(self, tmp_path):
         files(tmp_path, "global")
         imported = import_network(read_state_dict(tmp_path / "x.pth"), read_description(tmp_path / "x.json"))
@@ -588,7 +735,18 @@ class TestKnownOutputs:
 
 
 class TestWriting:
-    @pytest.mark.parametrize("name", ["composite, foreground", "local", "global", "discriminator, scores"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "composite, foreground",
+            "local",
+            "global",
+            "local enhancer, two",
+            "features",
+            "encoder",
+            "discriminator, scores",
+        ],
+    )
     def test_what_is_written_is_read_back(self, tmp_path, name):
         files(tmp_path, name)
         out = tmp_path / "deep" / "out"

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastv2v.architecture import Trained, load_trained
+from fastv2v.checkpoint import find_checkpoint
 from fastv2v.commands.arguments import parse
 from fastv2v.commands.initial import IMPORTED
 from fastv2v.commands.parts import check_condition, data_of
@@ -28,7 +29,8 @@ from fastv2v.data.loader import read_sequence
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.nn.coarse_to_fine import VideoGenerator
-from fastv2v.nn.features import FeatureGenerator, clip_conditions
+from fastv2v.nn.face_features import BorrowedFeatures, build_bank, read_bank, read_parts, write_bank
+from fastv2v.nn.features import FeatureEncoder, FeatureGenerator, clip_conditions
 from fastv2v.nn.norms import batch_statistics
 from fastv2v.nn.single_image import SingleImageGenerator
 from fastv2v.ops.labels import condition_pictures, encode_clip
@@ -64,6 +66,13 @@ class Synthesize:
     first_frames: Path | None = None
     """Draw the first frames by this single-image generator instead of taking real ones: a run of train-first, or a
     folder of import-weights."""
+    first_encoder: Path | None = None
+    """Imported ``encoder`` of a face generator with features (``global_with_features``): it looks at the real frames,
+    and the drawn ones borrow the features of the most similar face of --first-bank."""
+    first_bank: Path | None = None
+    """Bank of faces (.npz) to borrow from; where it does not exist it is made from the training frames of the data."""
+    first_face: int | None = None
+    """Number of a face of the bank to borrow from, instead of the most similar one; real frames are then not used."""
     start: int = 0
     """First frame of each sequence."""
     frames: int | None = None
@@ -100,6 +109,8 @@ class Synthesize:
             raise ConfigError("--look and --looks need --look-seed, by which all other objects get their look")
         if self.first_frames is not None and self.given_frames < 1:
             raise ConfigError("--first-frames draws the given frames: --given-frames must be at least 1")
+        if self.first_frames is None and (self.first_encoder or self.first_bank or self.first_face is not None):
+            raise ConfigError("--first-encoder, --first-bank and --first-face belong to --first-frames")
 
 
 class Made(NamedTuple):
@@ -113,6 +124,8 @@ class Made(NamedTuple):
 
 Encode = Callable[[Clip], Tensor]
 """Conditions (B, T, C, H, W) of a clip."""
+FirstFeatures = Callable[[int, Clip], Tensor]
+"""Features (T, F, H, W) for frames of a sequence, which is given by its position."""
 
 
 @torch.no_grad()
@@ -124,6 +137,7 @@ def roll_out(
     device: Device,
     *,
     first: SingleImageGenerator | None = None,
+    first_features: Encode | None = None,
 ) -> Iterator[Made]:
     """Synthesise a sequence of any length.
 
@@ -134,6 +148,7 @@ def roll_out(
         given_frames: how many frames begin it; 0 starts from nothing.
         device: where and in what precision.
         first: draws the given frames; real ones by default.
+        first_features: features (T, F, H, W) of the given frames, for a ``first`` that takes them.
 
     Yields:
         Every frame in order, the given ones among them.
@@ -147,8 +162,12 @@ def roll_out(
             begin = given_frames
             given = clip.frames[:, :begin]
             if first is not None:
+                shown = [_own_channels(first, conditions[:, t]) for t in range(begin)]
+                if first_features is not None:
+                    features = first_features(clip.take(0, begin))
+                    shown = [torch.cat([x, features[t : t + 1]], dim=1) for t, x in enumerate(shown)]
                 with device.autocast():
-                    drawn = [first(_own_channels(first, conditions[:, t])) for t in range(begin)]
+                    drawn = [first(x) for x in shown]
                 given = torch.stack(drawn, dim=1)
             history = start_history(
                 conditions[:, :begin], given if begin else None, model.history_length, first_condition=conditions[:, 0]
@@ -163,7 +182,7 @@ def roll_out(
 
 def _own_channels(first: SingleImageGenerator, condition: Tensor) -> Tensor:
     """The condition as a single-image generator knows it: published ones have no channel of instance borders."""
-    return condition[:, : first.condition_channels]
+    return condition[:, : first.condition_channels - first.config.feature_channels]
 
 
 def synthesise(
@@ -199,13 +218,55 @@ def load_first(path: Path, spec: ConditionSpec) -> SingleImageGenerator:
         raise ConfigError(
             f"{path} holds no generator of single images; give a run of train-first or an imported 'global'"
         )
-    accepted = {spec.channels, spec.channels - int(spec.use_instances)}
-    if network.condition_channels not in accepted:
+    channels = network.condition_channels - network.config.feature_channels
+    if channels not in {spec.channels, spec.channels - int(spec.use_instances)}:
         raise ConfigError(
-            f"{path} takes conditions of {network.condition_channels} channels and the teacher's have {spec.channels}; "
+            f"{path} takes conditions of {channels} channels and the teacher's have {spec.channels}; "
             "train it on the same data set"
         )
     return network
+
+
+def load_first_features(
+    args: Synthesize, first: SingleImageGenerator, trained: Trained, folder: VideoFolder, device: Device
+) -> FirstFeatures | None:
+    """Where the features of drawn first frames come from; None for a generator that takes none.
+
+    A bank that does not exist is made from the training frames and written.
+
+    Raises:
+        ConfigError: if the generator, the encoder and the bank do not go together, or one of them is missing.
+        DataError: if the bank is damaged.
+    """
+    if not first.config.feature_channels:
+        if args.first_encoder or args.first_bank or args.first_face is not None:
+            raise ConfigError(f"{args.first_frames} takes no features: leave out --first-encoder, -bank and -face")
+        return None
+    bank_file = args.first_bank
+    if folder.config.condition != "face" or not bank_file or (args.first_encoder is None and args.first_face is None):
+        raise ConfigError(
+            f"{args.first_frames} draws faces with features: it needs a data set of faces, --first-bank, and "
+            "--first-encoder or --first-face"
+        )
+    encoder = None if args.first_encoder is None else load_imported(args.first_encoder).network.to(device.device)
+    if encoder is not None and not isinstance(encoder, FeatureEncoder):
+        raise ConfigError(f"{args.first_encoder} holds no feature encoder; give an imported 'encoder'")
+    if encoder is not None and not bank_file.exists():
+        training = open_folder(data_of(trained.architecture, args.data, "train"))
+        with tqdm(unit="frame", desc=str(bank_file)) as bar:
+            write_bank(bank_file, build_bank(encoder, training, progress=lambda done, _: bar.update(done - bar.n)))
+    bank = read_bank(bank_file).to(device.device)
+    if bank.channels != first.config.feature_channels:
+        raise ConfigError(
+            f"{bank_file} has features of {bank.channels} channels and {args.first_frames} takes "
+            f"{first.config.feature_channels}; make a bank with the encoder that belongs to it"
+        )
+    borrowed = BorrowedFeatures(bank=bank, encoder=encoder, face=args.first_face)
+
+    def features(sequence: int, clip: Clip) -> Tensor:
+        return borrowed(clip.frames[0], read_parts(folder, sequence, clip.info[0].indices).to(device.device))
+
+    return features
 
 
 def video_model(trained: Trained) -> VideoGenerator | FeatureGenerator:
@@ -230,7 +291,7 @@ def condition_encoder(args: Synthesize, generator: VideoGenerator | FeatureGener
             f"{args.run} has no instance features, so that no look can be chosen; train with "
             "--recipe.features.channels 3"
         )
-    table = read_looks(args.looks or args.run / "looks.npz")
+    table = read_looks(args.looks or find_checkpoint(args.run, "latest").parent.parent / "looks.npz")
     check_looks(table, generator, spec)
     chosen = {}
     for choice in args.look:
@@ -329,9 +390,13 @@ def main(argv: list[str]) -> int:
     folder = open_folder(_scaled_points(config) if args.scale_points else config)
     first = None if args.first_frames is None else load_first(args.first_frames, folder.spec).to(device.device)
     check_outputs(args, folder)
+    features = None if first is None else load_first_features(args, first, trained, folder, device)
     encode = condition_encoder(args, generator, folder.spec)
     written = []
-    statistics = batch_statistics(generator) if args.norm_statistics == "batch" else nullcontext()
+    # A feature encoder sees whole windows, whose statistics would depend on where they end: it stays as it was trained.
+    inner = generator.generator if isinstance(generator, FeatureGenerator) else generator
+    drawing = [inner] if first is None else [inner, first]
+    statistics = batch_statistics(*drawing) if args.norm_statistics == "batch" else nullcontext()
     with statistics:
         for i, sequence in enumerate(folder.sequences):
             name = output_name(folder, sequence)
@@ -344,6 +409,7 @@ def main(argv: list[str]) -> int:
                 args.given_frames,
                 device,
                 first=first,
+                first_features=None if features is None else partial(features, i),
             )
             write_sequence(args, name, made, stop - args.start, trained)
             written.append(name)
