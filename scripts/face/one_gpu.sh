@@ -11,5 +11,6 @@ run fastv2v train-teacher face-one-gpu --data "$data" --run "$runs/512" --init "
     --recipe.data.folder.geometry.load-size 512 --recipe.data.sampling.num-frames 8 \
     --recipe.data.sampling.grow-every 1408 --recipe.generator.num-scales 2 --recipe.task.fixed-coarse-steps 3520 \
     --recipe.task.objective.image-discriminator.num-scales 3 \
-    --recipe.task.objective.temporal-discriminator.num-scales 3 --recipe.task.rollout.chunk-frames 2 "$@"
+    --recipe.task.objective.temporal-discriminator.num-scales 3 --recipe.task.rollout.chunk-frames 2 \
+    --recipe.task.objective.weights.flow 5 "$@"
 run fastv2v synthesize --run "$runs/512" --data "$data" --out "$runs/frames" --overwrite

@@ -12,12 +12,14 @@ run fastv2v train-teacher street-one-gpu --data "$data" --run "$runs/512" --init
     --recipe.data.folder.geometry.load-size 512 --recipe.data.sampling.num-frames 6 \
     --recipe.generator.num-scales 2 --recipe.task.fixed-coarse-steps 23800 \
     --recipe.task.objective.image-discriminator.num-scales 2 \
-    --recipe.task.objective.temporal-discriminator.num-scales 2 --recipe.task.rollout.chunk-frames 2 "$@"
+    --recipe.task.objective.temporal-discriminator.num-scales 2 --recipe.task.rollout.chunk-frames 2 \
+    --recipe.task.objective.weights.flow 5 "$@"
 run fastv2v train-teacher street-one-gpu --data "$data" --run "$runs/896" --init "$runs/512" \
     --recipe.data.folder.geometry.load-size 896 --recipe.data.sampling.num-frames 6 \
     --recipe.generator.num-scales 3 --recipe.task.fixed-coarse-steps 23800 --recipe.train.optim.lr 1e-4 \
     --recipe.task.objective.image-discriminator.num-scales 3 \
     --recipe.task.objective.temporal-discriminator.num-scales 3 \
+    --recipe.task.objective.weights.flow 2.5 \
     --recipe.task.rollout.chunk-frames 1 --recipe.task.rollout.gradient-checkpointing "$@"
 run fastv2v train-first street --data "$data" --run "$runs/first" --recipe.data.folder.geometry.load-size 896
 run fastv2v synthesize --run "$runs/896" --data "$data" --out "$runs/frames" --overwrite \
