@@ -176,7 +176,15 @@ def build_task(settings: TrainingSettings) -> TeacherTask:
     discriminator = replace(
         recipe.task.objective.image_discriminator, width=settings.discriminator_width, norm="instance"
     )
-    objective = replace(recipe.task.objective, image_discriminator=discriminator, temporal_discriminator=discriminator)
+    objective = recipe.task.objective
+    num_made, window = settings.num_frames - recipe.generator.history_length, objective.temporal_window
+    objective = replace(
+        objective,
+        image_discriminator=discriminator,
+        temporal_discriminator=discriminator,
+        # Without the discriminators of frames further apart than this clip is long: nothing would reach them.
+        temporal_scales=sum(window**scale * (window - 1) < num_made for scale in range(objective.temporal_scales)),
+    )
     rollout = replace(
         recipe.task.rollout, chunk_frames=settings.chunk_frames, start_from_nothing=0.0, start_from_one=0.0
     )

@@ -112,3 +112,18 @@ def test_features_equal_those_of_the_published_implementation(mode):
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DiscriminatorConfig(**wrong)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_pictures_judged_under_one_condition_get_the_features_and_gradients_of_single_passes(norm):
+    torch.manual_seed(0)
+    net = MultiScaleDiscriminator(8, DiscriminatorConfig(width=4, num_layers=2, norm=norm)).double()
+    condition, real, fake = (torch.rand(2, c, 20, 24, dtype=torch.float64) for c in (5, 3, 3))
+    fake.requires_grad_()
+    gradients = []
+    for found in (net.judge(condition, [real, fake]), [net(torch.cat([condition, x], dim=1)) for x in (real, fake)]):
+        flat = [feature for features in found for scale in features for feature in scale]
+        total = torch.stack([(i + 1) * feature.square().mean() for i, feature in enumerate(flat)]).sum()
+        gradients.append([*flat, *torch.autograd.grad(total, [fake, *net.parameters()])])
+    for a, b in zip(*gradients, strict=True):
+        assert_close(a, b, rtol=1e-7, atol=1e-10)

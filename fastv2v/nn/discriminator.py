@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -64,10 +65,25 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Outputs of all blocks for (B, C, H, W)."""
-        outputs = []
-        for block in self.blocks:
-            x = block(x)
-            outputs.append(x)
+        return self._follow(self.blocks[0](x))
+
+    def judge(self, condition: Tensor, pictures: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Outputs of all blocks for several pictures under one condition; see ``MultiScaleDiscriminator.judge``."""
+        entry, activation = self.blocks[0].children()
+        assert isinstance(entry, nn.Conv2d)  # as built above; no norm follows it
+        count, weight = condition.shape[1], entry.weight
+        shared = F.conv2d(condition, weight[:, :count], entry.bias, stride=entry.stride, padding=entry.padding)
+        own = weight[:, count:]
+        return [
+            self._follow(activation(shared + F.conv2d(x, own, stride=entry.stride, padding=entry.padding)))
+            for x in pictures
+        ]
+
+    def _follow(self, first: Tensor) -> list[Tensor]:
+        """Outputs of all blocks from that of the first."""
+        outputs = [first]
+        for block in self.blocks[1:]:
+            outputs.append(block(outputs[-1]))
         return outputs
 
 
@@ -94,6 +110,29 @@ class MultiScaleDiscriminator(nn.Module):
         features = []
         for i, net in enumerate(reversed(self.nets)):
             if i:
-                x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+                x = _halve(x)
             features.append(net(x))
         return features
+
+    def judge(self, condition: Tensor, pictures: Sequence[Tensor]) -> list[Features]:
+        """Features of several pictures under one condition: the same as of ``cat([condition, picture], dim=1)`` each.
+
+        The first convolution is linear, so what it makes of the condition is computed once for all pictures, and
+        gradients that go back to the pictures are not computed for the many channels of the condition as well.
+
+        Args:
+            condition: (B, C, H, W).
+            pictures: each (B, D, H, W), where this discriminator takes C + D channels.
+        """
+        found: list[Features] = [[] for _ in pictures]
+        for i, net in enumerate(reversed(self.nets)):
+            if i:
+                condition, pictures = _halve(condition), [_halve(x) for x in pictures]
+            for features, outputs in zip(found, net.judge(condition, pictures), strict=True):  # type: ignore[operator]
+                features.append(outputs)
+        return found
+
+
+def _halve(x: Tensor) -> Tensor:
+    """Half the size, averaged over real pixels only."""
+    return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
