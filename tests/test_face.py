@@ -133,6 +133,20 @@ class TestCheckInFrame:
         with pytest.raises(DataError, match=r"a\.txt: 35 of 68 landmarks lie outside the 20x10 frame; check"):
             check_in_frame(points, (10, 20), "a.txt")
 
+    @pytest.mark.parametrize(("x", "y"), [(9000, 200), (1e6, 200), (-641, 200), (200, 961), (200, -480.5)])
+    def test_a_point_astray_is_named(self, x, y):
+        points = np.full((68, 2), 200.0)
+        points[41] = x, y
+        with pytest.raises(
+            DataError, match=r"a\.txt: landmark 41 .* is at \(.*\), more than one frame outside the 640x"
+        ):
+            check_in_frame(points, (480, 640), "a.txt")
+
+    def test_a_point_up_to_one_frame_outside_is_not_astray(self):
+        points = np.full((68, 2), 200.0)
+        points[:2] = (1280, 960), (-640, -480)
+        check_in_frame(points, (480, 640), "a.txt")
+
 
 def spanning(left, top, right, bottom):
     points = np.full((68, 2), ((left + right) / 2, (top + bottom) / 2))
@@ -164,6 +178,11 @@ class TestCrop:
     def test_points_without_width_are_refused(self):
         with pytest.raises(DataError, match="0 pixels wide"):
             face_crop(np.ones((68, 2)), SIZE)
+
+    def test_a_face_wider_than_the_frame_is_refused(self):
+        assert face_crop(spanning(0, 60, 320, 220), (240, 320)) == (-480, -560, 320, 240)
+        with pytest.raises(DataError, match="322 pixels wide in a 320x240 frame"):
+            face_crop(spanning(-2, 60, 320, 220), (240, 320))
 
     def test_a_box_inside_is_a_copy(self):
         image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)

@@ -202,6 +202,13 @@ class TestFaces:
         with pytest.raises(DataError, match=r"002\.txt: 68 of 68 landmarks lie outside the 160x96 frame"):
             read_sequence(faces(tmp_path), 0)
 
+    def test_a_stray_point_is_named(self, tmp_path):
+        points = landmarks(0)
+        points[7] = 9000, 50
+        write(make_faces(tmp_path) / "train_keypoints/seq0/000.txt", landmark_text(points))
+        with pytest.raises(DataError, match=r"000\.txt: landmark 7 .* is at \(9000, 50\)"):
+            read_sequence(faces(tmp_path), 0)
+
     def test_a_face_without_width_is_named(self, tmp_path):
         write(make_faces(tmp_path) / "train_keypoints/seq0/000.txt", "50,40\n" * 68)
         with pytest.raises(DataError, match=r"000\.txt: the face is 0 pixels wide"):
@@ -604,6 +611,20 @@ class TestDataSetFile:
         with pytest.raises(DataError, match=message) as error:
             open_folder(FolderConfig(root=path))
         assert "set.json" in str(error.value)
+
+    @pytest.mark.parametrize(
+        "name", ["/tmp/a", "..", "../a", "a/../../b", "a\\b", "c:a", "C:/a", "//host/a", "a\0b", "a\ud800", "a\udcff"]
+    )
+    def test_names_that_would_lead_out_of_a_folder_are_refused(self, tmp_path, name):
+        path = self.make(tmp_path, {"train": [{"name": name, "frames": "videos/one", "labels": "ids/one"}]})
+        with pytest.raises(DataError, match=r"set\.json: sequence 0 of 'train' has the name '.*'; results") as error:
+            open_folder(FolderConfig(root=path))
+        assert str(error.value).isprintable()
+
+    @pytest.mark.parametrize("name", ["a/b", "a..b", "Straße 1", ".", "a#1"])
+    def test_other_names_are_not(self, tmp_path, name):
+        path = self.make(tmp_path, {"train": [{"name": name, "frames": "videos/one", "labels": "ids/one"}]})
+        assert open_folder(FolderConfig(root=path)).sequences[0].name == name
 
     def test_damaged_json(self, tmp_path):
         path = self.make(tmp_path)

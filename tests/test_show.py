@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -249,6 +252,22 @@ class TestSheet:
         limbs = condition.any(axis=-1)
         wall = np.abs(frame - np.array([214, 208, 205])).max(axis=-1) < 3
         assert limbs.sum() > 3000 and (limbs & wall).sum() < 0.1 * limbs.sum()
+
+    def test_a_name_that_is_not_utf8_is_no_trouble(self, tmp_path):
+        data = write_labels(tmp_path / "data")
+        name = os.fsdecode(b"caf\xe9")
+        try:
+            for kind in "AB":
+                (data / f"train_{kind}/drive").rename(data / f"train_{kind}" / name)
+        except OSError:
+            pytest.skip("this file system holds UTF-8 names only")
+        out = tmp_path / "sheet.png"
+        words = ("show", "--data", data, "--out", out, "--frames", 1, "--num-classes", 2)
+        # In a process of its own, which OpenCV used to end.
+        code = "import sys; from fastv2v.cli import main; sys.exit(main(sys.argv[1:]))"
+        done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "caf\\udce9" in done.stdout and out.exists()
 
     def test_a_sheet_may_be_a_jpeg(self, tmp_path, capsys):
         data = write_labels(tmp_path / "data")

@@ -198,7 +198,8 @@ def _joined(pictures: list[Picture], gap: int) -> Picture:
 def _captioned(picture: Picture, text: str) -> Picture:
     """A picture with its name below; of a name too long for it, the end."""
     strip = np.full((_TEXT_PX, picture.shape[1], 3), _WHITE, np.uint8)
-    shown = text
+    # The font has ASCII only, and OpenCV ends the process at a name that is not UTF-8.
+    shown = text.encode("ascii", "replace").decode()
     while len(shown) > 4 and cv2.getTextSize(shown, _FONT, _FONT_SCALE, 1)[0][0] > picture.shape[1]:
         shown = "..." + shown.removeprefix("...")[1:]
     cv2.putText(strip, shown, (0, _TEXT_PX - 7), _FONT, _FONT_SCALE, (0, 0, 0), 1, cv2.LINE_AA)
@@ -227,7 +228,7 @@ def show(args: Show) -> None:
     gaps = {place: sum(is_held(folder.sequences[place], i) for i in range(length)) for place, length in lengths.items()}
     table: list[Row] = [
         {
-            "sequence": folder.sequences[place].name,
+            "sequence": _printable(folder.sequences[place].name),
             "frames": lengths[place],
             "size": _size(one.size),
             "clips": _size(one.scaled),
@@ -237,11 +238,16 @@ def show(args: Show) -> None:
         for place, one in shown.items()
     ]
     print(format_table(table, ("sequence", "frames", "size", "clips", "channels", "gaps")))
-    print(f"{args.out}: {len(shown)} of {len(folder.sequences)} sequences, {folder.spec.describe()}")
+    print(f"{_printable(str(args.out))}: {len(shown)} of {len(folder.sequences)} sequences, {folder.spec.describe()}")
     names = {folder.sequences[place].name: list(one.stems) for place, one in shown.items()}
     totals = {"sequences": len(folder.sequences), "frames": sum(folder.lengths), "channels": folder.spec.channels}
     total_gaps = sum(is_held(sequence, i) for sequence in folder.sequences for i in range(len(sequence)))
     print(json.dumps({"out": str(args.out), **totals, "gaps": total_gaps, "shown": names}))
+
+
+def _printable(text: str) -> str:
+    """A name for people; bytes that are not UTF-8 are shown by their numbers."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _size(size: tuple[int, int]) -> str:

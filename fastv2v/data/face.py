@@ -136,7 +136,10 @@ def read_landmarks(data: bytes, where: str) -> NDArray[np.float64]:
 
 
 def check_in_frame(landmarks: NDArray[np.float64], size: Size, where: str) -> None:
-    """Refuse a face that lies outside the frame with more than half of its landmarks.
+    """Refuse a face that lies outside the frame with more than half of its landmarks, and points that went astray.
+
+    Faces at the border reach out of the frame by rights; a point further than one frame outside is a mistake of the
+    detector or of the file, and would spoil the crop of a whole clip.
 
     Args:
         landmarks: (x, y) in pixels, shape (68, 2).
@@ -144,7 +147,7 @@ def check_in_frame(landmarks: NDArray[np.float64], size: Size, where: str) -> No
         where: file, for the message.
 
     Raises:
-        DataError: if it does.
+        DataError: if it does, or if a point lies further outside than the frame is wide or high.
     """
     is_out = (landmarks < 0) | (landmarks >= np.array(size[::-1]))
     outside = int(np.count_nonzero(is_out.any(axis=1)))
@@ -152,6 +155,14 @@ def check_in_frame(landmarks: NDArray[np.float64], size: Size, where: str) -> No
         raise DataError(
             f"{where}: {outside} of {len(landmarks)} landmarks lie outside the {size[1]}x{size[0]} frame; "
             "check that the file belongs to this frame and counts in pixels of its original size"
+        )
+    extent = np.array(size[::-1])
+    astray = np.flatnonzero(((landmarks < -extent) | (landmarks > 2 * extent)).any(axis=1))
+    if len(astray):
+        x, y = landmarks[astray[0]]
+        raise DataError(
+            f"{where}: landmark {astray[0]} (of 0 to {len(landmarks) - 1}) is at ({x:g}, {y:g}), more than one frame "
+            f"outside the {size[1]}x{size[0]} frame; extract this frame again, correct or remove the file"
         )
 
 
@@ -169,7 +180,7 @@ def face_crop(landmarks: NDArray[np.float64], size: Size) -> CropBox:
         The box, in pixels of the frame.
 
     Raises:
-        DataError: if the landmarks have no width.
+        DataError: if the landmarks have no width, or are wider than the longer side of the frame.
 
     Source:
         The face loader of vid2vid, in its arithmetic.
@@ -179,6 +190,11 @@ def face_crop(landmarks: NDArray[np.float64], size: Size) -> CropBox:
     half = side // 2
     if half < 1:
         raise DataError(f"the face is {max_x - min_x:g} pixels wide, too little to crop; check its landmarks")
+    if side > _CROP_WIDTHS * max(size):
+        raise DataError(
+            f"the face is {max_x - min_x:g} pixels wide in a {size[1]}x{size[0]} frame, and a crop around it would be "
+            "mostly black; correct its landmarks, or begin the sequence with another frame"
+        )
     centre = ((min_x + max_x) // 2, (3 * min_y + max_y) // 4)
     x, y = (min(max(0.0, float(c) - half) + side, length) - half for c, length in zip(centre, size[::-1], strict=True))
     return CropBox(*(math.floor(edge) for edge in (x - half, y - half, x + half, y + half)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, get_args
 
 from fastv2v.data.images import read_bytes
@@ -57,11 +57,23 @@ def _entries(path: Path, phase: str, entries: Any) -> Entries:
         if "name" not in entry or not entry.keys() <= set(known):
             unknown = ", ".join(sorted(entry.keys() - set(known))) or "no name"
             raise DataError(f"{where} has {unknown}; it needs a name and may have {', '.join(MODALITIES)}")
+        if not _is_name(entry["name"]):
+            raise DataError(
+                f"{where} has the name {entry['name']!a}; results are written to folders of this name: leave out "
+                "'..', backslashes, drives, a slash at the start and whatever no file name can hold"
+            )
     names = [entry["name"] for entry in entries]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: two sequences of '{phase}' have the name '{twice}'; give each its own")
     return tuple(entries)
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name makes a path that stays below the folder it is joined to, on any system."""
+    is_absolute = PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).anchor)
+    has_surrogates = any("\ud800" <= character <= "\udfff" for character in name)
+    return not (is_absolute or ".." in name.split("/") or "\\" in name or "\0" in name or has_surrogates)
 
 
 def list_manifest(path: Path, entries: Entries, places: Mapping[str, Modality]) -> dict[str, Listing]:
