@@ -216,7 +216,8 @@ def load_first(path: Path, spec: ConditionSpec) -> SingleImageGenerator:
     network = load_imported(path).network if (path / IMPORTED).is_file() else load_trained(path).model
     if not isinstance(network, SingleImageGenerator):
         raise ConfigError(
-            f"{path} holds no generator of single images; give a run of train-first or an imported 'global'"
+            f"{path} holds no generator of single images; give a run of train-first, or an imported 'global', "
+            "'local_enhancer' or 'global_with_features'"
         )
     channels = network.condition_channels - network.config.feature_channels
     if channels not in {spec.channels, spec.channels - int(spec.use_instances)}:

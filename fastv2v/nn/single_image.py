@@ -158,8 +158,11 @@ class SingleImageGenerator(nn.Module):
         height, width = condition.shape[-2:]
         least = max(2 * self.size_multiple, (self.config.edge_kernel // 2 + 1) * 2**self.config.num_enhancers)
         if condition.ndim != 4 or condition.shape[1] != self.condition_channels:
+            features = self.config.feature_channels
             raise ShapeError(
-                f"the generator wants conditions (B, {self.condition_channels}, H, W), got {tuple(condition.shape)}"
+                f"the generator wants conditions (B, {self.condition_channels}, H, W)"
+                f"{f', the last {features} channels of which are features' if features else ''}, got "
+                f"{tuple(condition.shape)}"
             )
         if height % self.size_multiple or width % self.size_multiple or min(height, width) < least:
             raise ShapeError(
