@@ -63,6 +63,8 @@ class FirstRecipe:
     def __post_init__(self) -> None:
         weights = self.task.objective.weights
         moving = [n for n in ("warp", "temporal_gan", "temporal_feature_matching") if getattr(weights, n) > 0]
+        if self.generator.feature_channels:
+            raise ConfigError("generators with features are imported, not trained: set feature_channels to 0")
         if moving:
             raise ConfigError(f"a single image does not move: set the weight of {', '.join(moving)} to 0")
 
@@ -323,6 +325,11 @@ def first_demo() -> FirstRecipe:
     return first_of(demo(), small)
 
 
+def first_street_2048() -> FirstRecipe:
+    """A global generator and a local enhancer on top, for the street recipe at 2048x1024."""
+    return first_of(street_2048(), SingleImageConfig(width=32, num_downsamples=4, num_enhancers=1, norm="instance"))
+
+
 def first_face() -> FirstRecipe:
     """A single-image generator of faces at 512x512, from their curves and distance maps."""
     return first_of(face(), SingleImageConfig(width=64, num_downsamples=3, norm="instance"))
@@ -333,7 +340,13 @@ def first_pose() -> FirstRecipe:
     return first_of(pose(), SingleImageConfig(width=64, num_downsamples=3, norm="instance"))
 
 
-FIRST_PRESETS = {"street": first_street, "face": first_face, "pose": first_pose, "demo": first_demo}
+FIRST_PRESETS = {
+    "street": first_street,
+    "street-2048": first_street_2048,
+    "face": first_face,
+    "pose": first_pose,
+    "demo": first_demo,
+}
 """Presets of single-image generators by the name the command line knows them by."""
 
 

@@ -66,7 +66,8 @@ def read_initial(paths: Sequence[Path]) -> InitialWeights:
             continue
         if not isinstance(config, CompositeConfig | LocalConfig):
             raise ConfigError(
-                f"{path} is a {imported.blueprint.network!r}: give it to synthesize --first-frames instead"
+                f"{path} is a {imported.blueprint.network!r}: give it to synthesize instead, as --first-frames, or an "
+                "encoder of faces as --first-encoder"
             )
         scale = config.scale if isinstance(config, LocalConfig) else 0
         if scale in scales:
@@ -118,8 +119,12 @@ def adapted(recipe: TeacherRecipe, initial: InitialWeights, spec: ConditionSpec)
     for name, judge in judge_roles(initial.discriminators, spec).items():
         shape = judge.blueprint.config
         assert isinstance(shape, DiscriminatorConfig)  # read_initial sorted them
-        role = "temporal_discriminator" if name.startswith("temporal") else name
-        objective = replace(objective, **{role: shape})
+        if name == "image_discriminator":
+            objective = replace(objective, image_discriminator=shape)
+        elif name == "face_discriminator":
+            objective = replace(objective, face_discriminator=shape)
+        else:
+            objective = replace(objective, temporal_discriminator=shape)
     return replace(recipe, generator=config, foreground=names, task=replace(recipe.task, objective=objective))
 
 
