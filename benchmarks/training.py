@@ -65,6 +65,7 @@ COLUMNS: Final = {
     "median": "frames/s",
     "spread": "spread",
     "step_s": "s / step",
+    "cpu_s": "CPU s / step",
     "speedup": "x faster",
     "peak_memory_mb": "peak MB",
     "resting_memory_mb": "MB before",
@@ -147,6 +148,8 @@ class StepReport:
 
     seconds: float
     """Wall-clock time."""
+    cpu_seconds: float
+    """Time of all threads of the process together, which other processes on the machine disturb less."""
     losses: Report
     """Before each update."""
     peak_memory_mb: float
@@ -217,21 +220,23 @@ class _Metered:
         for losses in self._task.step(clip, rng, at):
             chunks.append({player: {k: v.detach() for k, v in of.items()} for player, of in losses.items()})
             yield losses
-        self._tell(StepReport(clock.seconds(), _numbers(chunks), _peak_mb(self._device)))
+        self._tell(clock.report(chunks))
 
 
 class _Clock:
-    """Wall-clock time of work on a device."""
+    """Times a step on a device."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._wait()
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
-    def seconds(self) -> float:
-        """Time since the start, when all work is done."""
+    def report(self, chunks: Sequence[Losses]) -> StepReport:
+        """What the step came to, once all its work is done."""
         self._wait()
-        return time.perf_counter() - self._start
+        seconds, cpu_seconds = time.perf_counter() - self._start, time.process_time() - self._cpu_start
+        losses = [{player: {name: float(x) for name, x in of.items()} for player, of in one.items()} for one in chunks]
+        return StepReport(seconds, cpu_seconds, losses, _peak_mb(self._device))
 
     def _wait(self) -> None:
         if self._device.device.type == "cuda":
@@ -266,8 +271,7 @@ def train_steps(
         for _ in range(steps):
             await_turn()
             clock = _Clock(device)
-            losses = reference.step(clip)
-            tell(StepReport(clock.seconds(), _numbers(losses), _peak_mb(device)))
+            tell(clock.report(reference.step(clip)))
         return
     config = TrainConfig(
         steps=steps, seed=settings.seed, optim=optim, log_every=steps, sample_every=0, eval_every=0,
@@ -275,11 +279,6 @@ def train_steps(
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, open_run(folder, {}) as run:
         fit(_Metered(task, device, await_turn, tell), lambda _: itertools.repeat(clip), run, config, device)
-
-
-def _numbers(chunks: Sequence[Losses]) -> Report:
-    """Losses as plain numbers."""
-    return [{player: {name: float(x) for name, x in of.items()} for player, of in chunk.items()} for chunk in chunks]
 
 
 def _peak_mb(device: Device) -> float:
@@ -379,11 +378,12 @@ def training_benchmark(
 
     Returns:
         One row for each method: ``name``; ``median``, ``unit`` and ``spread`` (between quartiles) of the synthesised
-        frames per second; ``step_s`` (median); ``speedup`` (time of ``BASELINE`` over this one's, median of the ratios
-        within each repeat; None without it); ``peak_memory_mb`` and ``resting_memory_mb`` (before the first step; of
-        the process, on a GPU the first is of torch's allocator); ``loss_difference`` (greatest relative difference of
-        any loss to the baseline's before the first update), ``losses_equal`` (whether that is within
-        ``LOSS_TOLERANCE``); ``precision``, ``channels_last``, ``size``, ``height``, ``width``.
+        frames per second; ``step_s`` and ``cpu_s`` (medians; the latter of all threads together); ``speedup`` (time of
+        ``BASELINE`` over this one's, median of the ratios within each repeat; None without it); ``peak_memory_mb`` and
+        ``resting_memory_mb`` (before the first step; of the process, on a GPU the first is of torch's allocator);
+        ``loss_difference`` (greatest relative difference of any loss to the baseline's before the first update),
+        ``losses_equal`` (whether that is within ``LOSS_TOLERANCE``); ``precision``, ``channels_last``, ``size``,
+        ``height``, ``width``.
 
     Raises:
         ConfigError: if a method is unknown, a number out of range, or a process ends early.
@@ -421,6 +421,7 @@ def _row(name: str, worker: _Worker, baseline: _Worker | None, settings: Trainin
         "unit": "frames / s",
         "spread": third_quartile - first_quartile,
         "step_s": statistics.median(seconds),
+        "cpu_s": statistics.median(report.cpu_seconds for report in worker.reports[warmup:]),
         "speedup": None,
         "peak_memory_mb": worker.reports[-1].peak_memory_mb,
         "resting_memory_mb": worker.resting_mb,
