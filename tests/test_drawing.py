@@ -163,23 +163,27 @@ class TestStroke:
         stroke(canvas, np.array([[2, 1], [3, 1]]), (100, 0, 0), width=1)
         assert canvas[0, :, 0].tolist() == [0, 100, 100, 50, 0, 0]
 
-    def test_agrees_with_a_plain_walk_over_the_pixels(self):
+    @pytest.mark.parametrize("view", [np.s_[:], np.s_[:, ::2], np.s_[::-1]])
+    @pytest.mark.parametrize(("height", "width"), [(12, 14), (60, 80)])  # of the larger one, discs lie apart
+    def test_agrees_with_a_plain_walk_over_the_pixels(self, height, width, view):
         generator = np.random.default_rng(1)
-        for width in (1, 2):
-            canvas = generator.integers(0, 2, (12, 14, 3), dtype=np.uint8) * 90
-            canvas[:6] = 0
-            points = generator.integers(-3, 17, (9, 2))
+        for width_px in (1, 1, 1, 2, 2, 2):
+            canvas = (generator.integers(0, 2, (height, 2 * width, 3), dtype=np.uint8) * 90)[view][:, :width]
+            canvas[: height // 2] = 0
+            points = generator.integers(-3, (width + 3, height + 3), (9, 2))
             expected = canvas.copy()
-            square = [(i, j) for i in range(-width, width) for j in range(-width, width)]
-            reach = range(-2 * width, 2 * width)
-            disc = [(i, j) for i in reach for j in reach if i * i + j * j < 4 * width * width]
+            square = [(i, j) for i in range(-width_px, width_px) for j in range(-width_px, width_px)]
+            reach = range(-2 * width_px, 2 * width_px)
+            disc = [(i, j) for i in reach for j in reach if i * i + j * j < 4 * width_px * width_px]
             for where, offsets in ((points, square), (points[[0, -1]], disc)):
                 for i, j in offsets:
-                    pixels = [(min(max(y + i, 0), 11), min(max(x + j, 0), 13)) for x, y in where.tolist()]
+                    pixels = [
+                        (min(max(y + i, 0), height - 1), min(max(x + j, 0), width - 1)) for x, y in where.tolist()
+                    ]
                     black = all(not expected[p].any() for p in pixels)
                     for p, old in [(p, expected[p].astype(int)) for p in pixels]:
                         expected[p] = (50, 60, 71) if black else (old + np.array([50, 60, 71])) // 2
-            stroke(canvas, points, (50, 60, 71), width=width, ends=True)
+            stroke(canvas, points, (50, 60, 71), width=width_px, ends=True)
             assert_array_equal(canvas, expected)
 
     def test_max_does_not_depend_on_the_order(self):

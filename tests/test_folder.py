@@ -18,7 +18,7 @@ import pytest
 from fastv2v.config import from_dict, to_dict
 from fastv2v.data.classes import bit_palette, colourise, generic_classes, preset_classes, read_classes
 from fastv2v.data.folder import FolderConfig, FrameReader, open_folder
-from fastv2v.data.images import ArrayCache, read_image, read_label
+from fastv2v.data.images import ArrayCache, image_size, read_image, read_label
 from fastv2v.data.transforms import GeometryConfig, draw_geometry
 from fastv2v.errors import ConfigError, DataError
 
@@ -428,6 +428,22 @@ class TestImages:
                 read_image(path)
         path.write_bytes(whole + b"trailing bytes do no harm")
         assert read_image(path).shape == (40, 40, 3)
+
+    @pytest.mark.parametrize("keep", [8, 12, 20, 24, 25, 32])
+    def test_a_png_of_nothing_but_its_ends(self, tmp_path, keep):
+        write(tmp_path / "a.png", label())
+        whole = (tmp_path / "a.png").read_bytes()
+        (tmp_path / "a.png").write_bytes(whole[:keep] + whole[-8:])
+        for read in (read_image, read_label, image_size):
+            with pytest.raises(DataError, match=r"a\.png: the image file is cut short"):
+                read(tmp_path / "a.png")
+
+    @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tiff", ".ppm"])
+    def test_the_size_is_that_of_the_decoded_picture(self, tmp_path, suffix):
+        path = tmp_path / f"a{suffix}"
+        for size in ((3, 500), (300, 7)):
+            write(path, frame(size=size))
+            assert image_size(path) == size == read_image(path).shape[:2]
 
     def test_a_thumbnail_does_not_hide_that_a_file_is_cut_short(self, tmp_path):
         image_module = pytest.importorskip("PIL.Image")

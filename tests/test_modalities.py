@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from dataclasses import replace
 
 import cv2
@@ -18,6 +19,7 @@ from fastv2v.data.face import FaceConfig, crop_padded, draw_face, face_crop
 from fastv2v.data.folder import FolderConfig, FrameReader, has_phase, open_folder
 from fastv2v.data.images import read_flow
 from fastv2v.data.loader import ClipLoader, collate_clips, read_clip, read_sequence
+from fastv2v.data.manifest import read_manifest
 from fastv2v.data.pose import NUM_PARTS, PoseConfig, PoseDrop, draw_openpose, pose_picture, read_openpose
 from fastv2v.data.sampling import SamplingConfig
 from fastv2v.data.transforms import GeometryConfig, draw_geometry
@@ -299,6 +301,22 @@ class TestPoses:
         assert caplog.text.count("WARNING") == 1
         assert "2 of 6 frames show several people (001_keypoints.json, 004_keypoints.json)" in caplog.text
 
+    def test_people_outside_the_frame_are_named(self, tmp_path):
+        far = np.array(someone()["pose_keypoints_2d"]).reshape(25, 3) + np.array((4000, 0, 0))
+        text = pose_text({"pose_keypoints_2d": far.ravel().tolist()})
+        write(make_poses(tmp_path) / "train_openpose/seq0/003_keypoints.json", text)
+        with pytest.raises(
+            DataError, match=r"003_keypoints\.json: 8 of 8 points of bodies lie outside the 160x96 frame"
+        ):
+            read_sequence(poses(tmp_path), 0)
+
+    def test_nobody_but_zeros_is_a_gap(self, tmp_path):
+        zeros = pose_text({"pose_keypoints_2d": [0] * 75})
+        write(make_poses(tmp_path) / "train_openpose/seq0/003_keypoints.json", zeros)
+        with pytest.raises(DataError, match=r"1 frames have no usable OpenPose file \(003\)"):
+            poses(tmp_path)
+        assert names(poses(tmp_path, missing="skip")) == [("seq0#1", ("000", "001", "002")), ("seq0#2", ("004", "005"))]
+
     def test_damaged_json_is_refused_at_any_setting(self, tmp_path):
         write(make_poses(tmp_path) / "train_openpose/seq0/003_keypoints.json", "{")
         for missing in ("fail", "hold", "skip"):
@@ -314,6 +332,31 @@ class TestDrops:
         """The DensePose ids of each frame."""
         ids = ((clip.maps[0, :, 2] + 1) * 12).round().int()
         return [set(frame.unique().tolist()) for frame in ids]
+
+    def test_a_drop_that_leaves_the_limbs_alone_draws_nothing_anew(self, tmp_path, monkeypatch):
+        folder = poses(make_poses(tmp_path))
+        geometry = draw_geometry(folder.config.geometry, SIZE, None, "test")
+        reader = FrameReader(folder)
+        whole = reader.read(0, [0, 1], geometry)["maps"]
+        calls = []
+        monkeypatch.setattr(
+            "fastv2v.data.reader.draw_openpose", lambda *a, **k: calls.append(k) or draw_openpose(*a, **k)
+        )
+        same = reader.read(0, [0, 1], geometry, drops=[PoseDrop(), PoseDrop(parts=frozenset({3}))])["maps"]
+        assert not calls and np.array_equal(same[..., 3:], whole[..., 3:]) and not np.array_equal(same, whole)
+        reader.read(0, [0, 1], geometry, drops=[PoseDrop(left_hand=True), PoseDrop(face_shift=(1.0, 0.0))])
+        assert len(calls) == 2
+
+    def test_key_points_are_parsed_once(self, tmp_path):
+        folder = poses(make_poses(tmp_path), pose=PoseConfig(densepose=False))
+        geometry = draw_geometry(folder.config.geometry, SIZE, None, "test")
+        reader = FrameReader(folder)
+        reader.read(0, [2], geometry)
+        folder.sequences[0].path("openpose", 2).unlink()
+        drop = PoseDrop(segments=frozenset({5}))
+        (drawn,) = reader.read(0, [2], geometry, drops=[drop])["maps"]
+        people = read_openpose(pose_text(someone(2)).encode(), "")
+        assert np.array_equal(drawn, draw_openpose(people, SIZE, PoseConfig(), drop=drop))
 
     def test_everything_dropped_is_empty(self, tmp_path):
         for clip in take(self.folder(tmp_path, p=1.0), 2):
@@ -620,6 +663,13 @@ class TestDataSetFile:
         with pytest.raises(DataError, match=r"set\.json: sequence 0 of 'train' has the name '.*'; results") as error:
             open_folder(FolderConfig(root=path))
         assert str(error.value).isprintable()
+
+    def test_many_sequences_are_read_in_no_time(self, tmp_path):
+        entries = [{"name": f"s{i}"} for i in range(20000)]
+        (tmp_path / "set.json").write_text(json.dumps({"train": entries}))
+        start = time.process_time()
+        assert len(read_manifest(tmp_path / "set.json")["train"]) == 20000
+        assert time.process_time() - start < 2
 
     @pytest.mark.parametrize("name", ["a/b", "a..b", "Straße 1", ".", "a#1"])
     def test_other_names_are_not(self, tmp_path, name):

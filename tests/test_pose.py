@@ -19,6 +19,7 @@ from fastv2v.data.pose import (
     PoseConfig,
     PoseDrop,
     centre_crop_columns,
+    check_people_in_frame,
     draw_drop,
     draw_openpose,
     head_mask,
@@ -209,6 +210,27 @@ class TestReading:
     def test_any_bytes_give_one_data_error(self, data):
         with pytest.raises(DataError):
             read_openpose(data, "a.json")
+
+
+class TestNobody:
+    def test_a_body_without_a_found_point_is_nobody(self):
+        unseen = [30.0, 20.0, 0.01] * 25
+        with pytest.raises(MissingPose, match=r"a\.json: OpenPose found no point of any body"):
+            read_openpose(openpose(0, 1, pose_keypoints_2d=unseen), "a.json")
+        assert len(read_openpose(openpose(pose_keypoints_2d=[*unseen[:-1], 0.02]), "a.json")) == 1
+
+    def test_more_than_half_of_the_points_outside_is_refused(self):
+        size = (100, 200)
+        inside, outside = {i: (10, 10) for i in range(4)}, {i: (4010, 10) for i in range(4, 8)}
+        check_people_in_frame([person(inside | outside)], size, "a.json")
+        check_people_in_frame([person(outside), person(inside)], size, "a.json")
+        with pytest.raises(
+            DataError, match=r"a\.json: 5 of 9 points of bodies lie outside the 200x100 frame; .*OpenPose"
+        ):
+            check_people_in_frame([person(inside | outside | {8: (10, 100)})], size, "a.json")
+
+    def test_points_that_were_not_found_lie_nowhere(self):
+        check_people_in_frame([person({0: (10, 10), 1: (900, 10, 0.0), 2: (900, 10, 0.01), 3: (0, -5)})], (20, 20), "")
 
 
 class TestLimbs:

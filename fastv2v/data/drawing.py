@@ -145,16 +145,30 @@ def _paint(
     compositing: Compositing,
 ) -> None:
     """Put a value on every point plus every offset."""
-    border = np.array([canvas.shape[1] - 1, canvas.shape[0] - 1])
-    x, y = np.moveaxis(np.clip(points + offsets[:, None], 0, border), -1, 0)  # (offsets, M) each
+    x, y = (np.clip(points[:, i] + offsets[:, i, None], 0, canvas.shape[1 - i] - 1) for i in (0, 1))  # (offsets, M)
     if compositing == "max":
         canvas[y, x] = np.maximum(canvas[y, x], np.array(value, np.uint8))
     elif canvas.ndim == 2:
         canvas[y, x] = value
     else:
-        for row, column in zip(y, x, strict=True):
-            old = canvas[row, column]
-            canvas[row, column] = (old.astype(np.uint16) + np.array(value, np.uint16)) // 2 if old.any() else value
+        flat = np.ascontiguousarray(canvas).reshape(-1, 3)
+        _average(flat, y * canvas.shape[1] + x, np.array(value, np.uint16))
+        if not np.may_share_memory(flat, canvas):
+            canvas[...] = flat.reshape(canvas.shape)
+
+
+def _average(pixels: NDArray[np.uint8], places: NDArray[np.integer[Any]], value: NDArray[np.uint16]) -> None:
+    """Reference compositing on pixels (N, 3), offset by offset, in place; ``places`` are indices (offsets, M)."""
+    colour = value.astype(np.uint8)
+    if places.shape[1] <= 2 and len(np.unique(places)) == places.size:
+        # Discs apart from each other: no offset meets what another one painted, so that all may be done at once.
+        old = pixels[places]
+        mean = ((old + value) >> 1).astype(np.uint8)
+        pixels[places] = np.where(old.any(axis=(1, 2))[:, None, None], mean, colour)
+        return
+    for row in places:
+        old = pixels.take(row, axis=0)
+        pixels[row] = (old + value) >> 1 if old.any() else colour
 
 
 def _check_canvas(canvas: NDArray[np.uint8]) -> None:

@@ -10,7 +10,7 @@ import io
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,10 +30,13 @@ _FLO_START: Final = b"PIEH"
 _FLO_UNKNOWN: Final = 1e9
 _PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_END: Final = b"IEND\xaeB`\x82"
+_PNG_HEADER: Final = b"IHDR"
+_PNG_HEADER_END: Final = 33
 _PNG_PALETTE: Final = 3
 _JPEG_START: Final = b"\xff\xd8"
 _JPEG_END: Final = b"\xff\xd9"
 _JPEG_SCAN: Final = 0xDA
+_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def is_image_file(path: Path) -> bool:
@@ -57,6 +60,26 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     image = _decode(path, _read_whole(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture in pixels as stored; of PNG and JPEG read from the header, nothing is decoded.
+
+    Args:
+        path: an image file.
+
+    Raises:
+        DataError: as ``read_image``.
+    """
+    data = _read_whole(path)
+    if data.startswith(_PNG_START):
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    if data.startswith(_JPEG_START):
+        for marker, at in _jpeg_segments(data):
+            if marker in _JPEG_FRAMES:
+                return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+    height, width = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION).shape[:2]
+    return height, width
 
 
 def read_label(path: Path) -> NDArray[np.integer[Any]]:
@@ -177,9 +200,9 @@ def _read_whole(path: Path) -> bytes:
 
 
 def _reaches_its_end(data: bytes) -> bool:
-    """Whether a PNG or JPEG holds its end marker; other formats are judged by the decoder."""
+    """Whether a PNG or JPEG holds its header and end marker; other formats are judged by the decoder."""
     if data.startswith(_PNG_START):
-        return data.rfind(_PNG_END) > 0
+        return data[12:16] == _PNG_HEADER and data.find(_PNG_END, _PNG_HEADER_END) > 0
     if data.startswith(_JPEG_START):
         # The thumbnail in a header segment has an end marker of its own: look behind the start of the scan only.
         # Inside a scan 0xFF is followed by 0x00, so that the marker found there is the real one.
@@ -189,14 +212,17 @@ def _reaches_its_end(data: bytes) -> bool:
 
 def _jpeg_scan_start(data: bytes) -> int:
     """Where the header segments end: at the first scan, or beyond the data of a file cut off before it."""
+    return next((position for marker, position in _jpeg_segments(data) if marker == _JPEG_SCAN), len(data))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and position of each segment of a JPEG, up to the first scan."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker == _JPEG_SCAN:
-            return position
+        yield marker, position
         # 0xFF before a marker is padding; every segment before the scan states its length.
         position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return position
 
 
 def _decode(path: Path, data: bytes, flags: int) -> NDArray[Any]:

@@ -50,6 +50,7 @@ def _entries(path: Path, phase: str, entries: Any) -> Entries:
     known = ("name", *MODALITIES)
     if not isinstance(entries, list):
         raise DataError(f"{path}: '{phase}' must be a list of sequences")
+    seen: set[str] = set()
     for number, entry in enumerate(entries):
         where = f"{path}: sequence {number} of '{phase}'"
         if not isinstance(entry, dict) or not all(isinstance(v, str) and v for v in entry.values()):
@@ -62,10 +63,9 @@ def _entries(path: Path, phase: str, entries: Any) -> Entries:
                 f"{where} has the name {entry['name']!a}; results are written to folders of this name: leave out "
                 "'..', backslashes, drives, a slash at the start and whatever no file name can hold"
             )
-    names = [entry["name"] for entry in entries]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{path}: two sequences of '{phase}' have the name '{twice}'; give each its own")
+        if entry["name"] in seen:
+            raise DataError(f"{path}: two sequences of '{phase}' have the name '{entry['name']}'; give each its own")
+        seen.add(entry["name"])
     return tuple(entries)
 
 

@@ -165,6 +165,10 @@ class Person(NamedTuple):
     """(21, 3)."""
 
 
+PERSON_SPLITS: Final = (25, 95, 116)
+"""Where face, left and right hand begin in all points of a ``Person``, one below the other."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoseDrop:
     """What is left out of a clip or a frame, and how its head is shifted. The default changes nothing."""
@@ -183,6 +187,12 @@ class PoseDrop:
     """Shift (x, y) in pixels of each of ``HEAD_POINTS``; empty for none."""
     face_shift: tuple[float, float] = (0.0, 0.0)
     """Shift (x, y) in pixels of all points of the face together."""
+
+    @property
+    def changes_key_points(self) -> bool:
+        """Whether the drawing of OpenPose key points looks otherwise with it."""
+        is_left_out = bool(self.segments) or self.left_hand or self.right_hand or self.face
+        return is_left_out or bool(self.head_noise) or self.face_shift != (0.0, 0.0)
 
 
 def draw_drop(config: PoseConfig, rng: np.random.Generator) -> PoseDrop:
@@ -228,7 +238,7 @@ def read_openpose(data: bytes, where: str) -> tuple[Person, ...]:
         empty) have confidence 0.
 
     Raises:
-        MissingPose: if the file lists nobody.
+        MissingPose: if the file lists nobody, or nobody of whom a point of the body was found (confidence above 0.01).
         DataError: if the file is no JSON, of another body model, of another unit than pixels, or lacks or spoils a key.
     """
     try:
@@ -240,7 +250,34 @@ def read_openpose(data: bytes, where: str) -> tuple[Person, ...]:
         raise DataError(f"{where}: expected an object with a list under 'people', as OpenPose's --write_json gives it")
     if not people:
         raise MissingPose(f"{where}: OpenPose found nobody in this frame; leave the frame out or hold the last pose")
-    return tuple(_read_person(person, f"{where}: person {index}") for index, person in enumerate(people))
+    found = tuple(_read_person(person, f"{where}: person {index}") for index, person in enumerate(people))
+    if not any((person.body[:, 2] > _BODY_CONFIDENCE).any() for person in found):
+        raise MissingPose(
+            f"{where}: OpenPose found no point of any body in this frame; leave the frame out or hold the last pose"
+        )
+    return found
+
+
+def check_people_in_frame(people: Sequence[Person], size: Size, where: str) -> None:
+    """Refuse people who lie outside the frame with more than half of the points of their bodies that were found.
+
+    Args:
+        people: everybody in the frame.
+        size: (height, width) of the frame, in pixels.
+        where: name of the file, for the message.
+
+    Raises:
+        DataError: if they do.
+    """
+    points = np.concatenate([person.body for person in people])
+    found = points[(points[:, 2] > _BODY_CONFIDENCE) & (points[:, 0] != 0), :2]
+    is_out = ((found < 0) | (found >= np.array(size[::-1]))).any(axis=1)
+    outside = int(np.count_nonzero(is_out))
+    if 2 * outside > len(found):
+        raise DataError(
+            f"{where}: {outside} of {len(found)} points of bodies lie outside the {size[1]}x{size[0]} frame; check "
+            "that the file belongs to this frame and that OpenPose was run on frames of this size"
+        )
 
 
 def draw_openpose(

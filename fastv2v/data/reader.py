@@ -14,7 +14,15 @@ from fastv2v.data.conditions import check_label_ids
 from fastv2v.data.face import CropBox, check_in_frame, crop_padded, draw_face, face_crop, read_landmarks
 from fastv2v.data.images import ArrayCache, read_bytes, read_flow, read_image, read_label
 from fastv2v.data.modalities import MODALITIES
-from fastv2v.data.pose import PoseDrop, draw_openpose, prepare_densepose, read_openpose
+from fastv2v.data.pose import (
+    PERSON_SPLITS,
+    Person,
+    PoseDrop,
+    check_people_in_frame,
+    draw_openpose,
+    prepare_densepose,
+    read_openpose,
+)
 from fastv2v.data.transforms import Geometry, Size, crop_and_flip, resize
 from fastv2v.errors import DataError
 
@@ -100,7 +108,7 @@ class FrameReader:
         self, sequence: int, modality: str, frame: int, geometry: Geometry, drop: PoseDrop | None
     ) -> NDArray[Any]:
         kind = MODALITIES[modality].kind
-        if drop is not None and modality == "openpose":  # drawn for this clip alone
+        if drop is not None and drop.changes_key_points and modality == "openpose":  # drawn for this clip alone
             return resize(geometry, self._openpose(sequence, frame, drop), kind)
         keep_raw = self._folder.config.geometry.is_random
         key = (sequence, modality, frame, None if keep_raw else (geometry.resized, geometry.interpolation))
@@ -157,9 +165,19 @@ class FrameReader:
         return draw_face(landmarks, self._frame_size(sequence, frame), config, shown)
 
     def _openpose(self, sequence: int, frame: int, drop: PoseDrop | None) -> NDArray[np.uint8]:
-        path = self._path(sequence, "openpose", frame)
-        people = read_openpose(read_bytes(path, MODALITIES["openpose"].noun), str(path))
+        people = self._people(sequence, frame)
         return draw_openpose(people, self._frame_size(sequence, frame), self._folder.config.pose, drop=drop)
+
+    def _people(self, sequence: int, frame: int) -> tuple[Person, ...]:
+        """Who is in a frame; kept as one array (people, points, 3), so that the bound of the cache holds."""
+        key = (sequence, "people", frame)
+        kept = self._cache.get(key)
+        if kept is None:
+            path = self._path(sequence, "openpose", frame)
+            people = read_openpose(read_bytes(path, MODALITIES["openpose"].noun), str(path))
+            check_people_in_frame(people, self._frame_size(sequence, frame), str(path))
+            kept = self._cache.put(key, np.stack([np.concatenate(person) for person in people]))
+        return tuple(Person(*np.split(points, PERSON_SPLITS)) for points in kept)
 
     def _landmarks(self, sequence: int, frame: int) -> NDArray[np.float64]:
         path = self._path(sequence, "keypoints", frame)
