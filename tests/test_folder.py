@@ -334,6 +334,15 @@ class TestClasses:
             "bicycle": (119, 11, 32),
         }
 
+    def test_the_twenty_classes_of_cityscapes(self):
+        table = preset_classes("cityscapes20")
+        assert ",".join(table.names) == (
+            "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,"
+            "truck,bus,train,motorcycle,bicycle,unlabeled"
+        )
+        assert table.colours[5:7] == ((153, 153, 153), (250, 170, 30))
+        assert table.colours[18:] == ((119, 11, 32), (0, 0, 0))
+
     def test_bit_palette(self):
         palette = bit_palette(22)
         assert palette[[0, 1, 2, 3, 4, 7, 8, 9, 16, 21]].tolist() == [

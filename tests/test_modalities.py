@@ -202,19 +202,25 @@ class TestFaces:
     def test_a_face_outside_the_frame_is_named(self, tmp_path):
         write(make_faces(tmp_path) / "train_keypoints/seq0/002.txt", landmark_text(landmarks(400)))
         with pytest.raises(DataError, match=r"002\.txt: 68 of 68 landmarks lie outside the 160x96 frame"):
-            read_sequence(faces(tmp_path), 0)
+            faces(tmp_path)
 
     def test_a_stray_point_is_named(self, tmp_path):
         points = landmarks(0)
         points[7] = 9000, 50
         write(make_faces(tmp_path) / "train_keypoints/seq0/000.txt", landmark_text(points))
         with pytest.raises(DataError, match=r"000\.txt: landmark 7 .* is at \(9000, 50\)"):
-            read_sequence(faces(tmp_path), 0)
+            faces(tmp_path)
 
     def test_a_face_without_width_is_named(self, tmp_path):
         write(make_faces(tmp_path) / "train_keypoints/seq0/000.txt", "50,40\n" * 68)
         with pytest.raises(DataError, match=r"000\.txt: the face is 0 pixels wide"):
-            read_sequence(faces(tmp_path), 0)
+            faces(tmp_path)
+
+    def test_training_draws_no_other_face(self, tmp_path):
+        folder = faces(make_faces(tmp_path), face=FaceConfig(scale_points=True))
+        assert read_sequence(folder, 0).num_frames == 6
+        with pytest.raises(ConfigError, match=r"scale_points .* inference only; switch it off"):
+            take(folder, 1)
 
 
 class TestPoses:
@@ -293,6 +299,18 @@ class TestPoses:
         with pytest.raises(DataError, match=r"003_IUV\.png: part id 77"):
             read_sequence(poses(tmp_path, geometry=GeometryConfig(mode="exact", size=(32, 32))), 0)
 
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [(np.zeros(SIZE, np.uint8), "1 of uint8"), (np.zeros((*SIZE, 3), np.uint16), "3 of uint16")],
+    )
+    def test_densepose_is_three_channels_of_eight_bits(self, tmp_path, image, message):
+        path = make_poses(tmp_path) / "train_densepose/seq0/003_IUV.png"
+        assert cv2.imwrite(str(path), image)
+        with pytest.raises(
+            DataError, match=rf"003_IUV\.png: expected 3 channels of 8 bits, .* {message}; write it again"
+        ):
+            read_sequence(poses(tmp_path), 0)
+
     def test_several_people_are_one_warning(self, tmp_path, caplog):
         make_poses(tmp_path)
         for i in (1, 4):
@@ -308,7 +326,7 @@ class TestPoses:
         with pytest.raises(
             DataError, match=r"003_keypoints\.json: 8 of 8 points of bodies lie outside the 160x96 frame"
         ):
-            read_sequence(poses(tmp_path), 0)
+            poses(tmp_path)
 
     def test_nobody_but_zeros_is_a_gap(self, tmp_path):
         zeros = pose_text({"pose_keypoints_2d": [0] * 75})
@@ -463,7 +481,16 @@ class TestGaps:
         assert [stems for _, stems in names(folder)] == [("000",), ("002", "003"), ("005",)]
         held = poses(tmp_path, missing="hold").sequences[0]
         assert held.files["openpose"][1] == held.files["openpose"][0]
-        assert held.files["densepose"][1] != held.files["densepose"][0]
+        for kind in ("openpose", "densepose"):  # one frame gives both, though only one lacks
+            stems = [path.stem[:3] for path in held.files[kind]]
+            assert stems == ["000", "000", "002", "003", "003", "005"]
+
+    def test_a_pose_without_any_whole_frame_cannot_be_held(self, tmp_path):
+        make_poses(tmp_path, (2,))
+        write(tmp_path / "train_openpose/seq0/001_keypoints.json", pose_text())
+        (tmp_path / "train_densepose/seq0/000_IUV.png").unlink()
+        with pytest.raises(DataError, match="no usable DensePose map and OpenPose file of one frame to hold"):
+            poses(tmp_path, missing="hold")
 
     def test_maps_without_a_frame_are_an_error_at_any_setting(self, tmp_path):
         (make_faces(tmp_path) / "train_img/seq0/002.png").unlink()
@@ -592,6 +619,12 @@ class TestFlowFiles:
             path.write_bytes(content)
             with pytest.raises(DataError, match=r"a\.npz: (not a readable \.npz file|has no array)"):
                 read_flow(path)
+        for array in (np.array([{}], object), np.array([[1.0]])):
+            np.save(path.with_suffix(".npy"), array, allow_pickle=True)
+            path.write_bytes(path.with_suffix(".npy").read_bytes())
+            with pytest.raises(DataError, match=r"a\.npz: not a readable \.npz .*write it again") as error:
+                read_flow(path)
+            assert "pickle" not in str(error.value) and "unsafe" not in str(error.value)
         for content in (b"", b"PIEH", b"PIEH" + np.array([4, 4], "<i4").tobytes() + b"\0" * 60, b"x" * 12):
             path.with_suffix(".flo").write_bytes(content)
             with pytest.raises(DataError, match=r"a\.flo: not a Middlebury flow file, or cut short"):
@@ -646,7 +679,7 @@ class TestDataSetFile:
             ({"train": [{"name": "a"}, {"name": "a"}]}, "two sequences of 'train' have the name 'a'"),
             ({"train": [{"name": "a", "frames": "videos/one"}]}, "'a' names no directory of label maps; add 'labels'"),
             ({"train": [{"name": "a", "frames": "x", "labels": "ids/one"}]}, "the frames of sequence 'a', is no dir"),
-            ({"train": []}, "no sequence was found"),
+            ({"train": []}, "no sequence was found under 'train'; add one"),
         ],
     )
     def test_refusals(self, tmp_path, content, message):

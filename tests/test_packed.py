@@ -337,7 +337,7 @@ class TestDamage:
             refuse(rf"seq0/{frame}\.png: .*{what}", files.read_bytes, f"train_B/town/seq0/{frame}.png")
 
     @pytest.mark.parametrize(
-        ("keep", "message"), [(0.5, "cut short"), (0.01, "no LMDB database"), (0, "cannot be opened")]
+        ("keep", "message"), [(0.5, "cut short"), (0.01, "no LMDB database"), (0, "is empty; copy it again or pack")]
     )
     def test_a_file_cut_short(self, copied, keep, message):
         size = (copied / "data.mdb").stat().st_size
@@ -420,6 +420,10 @@ class TestPacking:
     def test_nothing_to_pack(self, streets, streets_lmdb, tmp_path):
         refuse("no such data set folder", pack_folder, tmp_path / "nowhere", tmp_path / "a.lmdb")
         refuse("nothing to pack", pack_folder, tmp_path, tmp_path / "a.lmdb")
+        write(tmp_path / "set.json", b'{"train": []}')
+        refuse(
+            "data sets listed in JSON cannot be packed; train", pack_folder, tmp_path / "set.json", tmp_path / "a.lmdb"
+        )
         refuse("packed already", pack_folder, streets_lmdb, tmp_path / "a.lmdb")
         (tmp_path / "train_A").mkdir()
         refuse("nothing to pack", pack_folder, tmp_path, tmp_path / "a.lmdb")

@@ -95,6 +95,9 @@ class TestFramesAt:
         made = [self.GROWING.frames_at(batch, 30) - 2 for batch in range(20)]
         assert made == [6] * 5 + [12] * 5 + [24] * 5 + [28] * 5
 
+    def test_they_end_at_128_frames_as_in_vid2vid(self):
+        assert self.GROWING.frames_at(10**6, 1000) == 128
+
     def test_they_end_at_max_frames(self):
         config = SamplingConfig(num_frames=8, grow_every=1, max_frames=20)
         assert [config.frames_at(batch, 1000) for batch in range(5)] == [8, 14, 20, 20, 20]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastv2v.errors import ConfigError, DataError
 
-ClassPreset = Literal["camvid", "cityscapes"]
+ClassPreset = Literal["camvid", "cityscapes", "cityscapes20"]
 """Class tables known by name."""
 
 CLASSES_FILE: Final = "classes.json"
@@ -85,7 +85,8 @@ def preset_classes(preset: ClassPreset) -> ClassTable:
 
     Args:
         preset: ``camvid``: 11 classes of the SegNet selection and ``Unlabelled``. ``cityscapes``: the label ids 0 to
-            33, with the licence plate (-1 in the original list) as 34; not the 19 train ids.
+            33, with the licence plate (-1 in the original list) as 34. ``cityscapes20``: the 19 train ids, and 19 for
+            everything else, black.
 
     Returns:
         Names and colours.
@@ -95,7 +96,7 @@ def preset_classes(preset: ClassPreset) -> ClassTable:
     """
     if preset not in get_args(ClassPreset):
         raise ConfigError(f"unknown class preset '{preset}'; there are {', '.join(get_args(ClassPreset))}")
-    rows = _CAMVID if preset == "camvid" else _CITYSCAPES
+    rows = {"camvid": _CAMVID, "cityscapes": _CITYSCAPES, "cityscapes20": _CITYSCAPES_TRAINED}[preset]
     return ClassTable(tuple(name for name, _ in rows), tuple(colour for _, colour in rows))
 
 
@@ -206,3 +207,5 @@ _CITYSCAPES: Final[tuple[tuple[str, Colour], ...]] = (
     ("bicycle", (119, 11, 32)),
     ("license plate", (0, 0, 142)),
 )
+_IN_TRAINING: Final = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)  # label ids in the order of the train ids
+_CITYSCAPES_TRAINED: Final = (*(_CITYSCAPES[i] for i in _IN_TRAINING), _CITYSCAPES[0])

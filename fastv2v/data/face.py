@@ -122,7 +122,9 @@ def read_landmarks(data: bytes, where: str) -> NDArray[np.float64]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not a text file; landmarks are {NUM_LANDMARKS} lines 'x,y'") from error
+        raise DataError(
+            f"{where}: not a text file; landmarks are {NUM_LANDMARKS} lines 'x,y': extract this frame again"
+        ) from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise MissingFace(f"{where}: empty, no face was found in this frame; leave the frame out or add its landmarks")
@@ -354,7 +356,7 @@ def _read_point(line: str, where: str) -> tuple[float, float]:
     try:
         x, y = (float(part) for part in line.split(","))
     except ValueError as error:
-        raise DataError(f"{where}: expected two numbers 'x,y', got {line[:40]!r}") from error
+        raise DataError(f"{where}: expected two numbers 'x,y', got {line[:40]!r}; extract this frame again") from error
     if not (math.isfinite(x) and math.isfinite(y)):
         raise DataError(f"{where}: coordinates must be finite, got {line[:40]!r}; extract this frame again")
     return x, y

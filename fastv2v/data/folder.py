@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from fastv2v.data.classes import ClassPreset, ClassTable, generic_classes, preset_classes, read_classes
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.face import FaceConfig
-from fastv2v.data.images import IMAGE_SUFFIXES, read_label
+from fastv2v.data.images import IMAGE_SUFFIXES, image_size, read_label
 from fastv2v.data.manifest import list_manifest, read_manifest
 from fastv2v.data.modalities import MODALITIES as MODALITIES
 from fastv2v.data.modalities import Condition, Layout, list_sequences, place_of
@@ -35,7 +35,7 @@ from fastv2v.data.modalities import Phase as Phase
 from fastv2v.data.packed import data_path
 from fastv2v.data.pose import PoseConfig
 from fastv2v.data.reader import FrameReader as FrameReader
-from fastv2v.data.sequences import Listing, Missing, cut_at_gaps, drop_empty, pair_files, settle_gaps
+from fastv2v.data.sequences import Listing, Missing, cut_at_gaps, drop_empty, face_box, pair_files, settle_gaps
 from fastv2v.data.sequences import Sequence as Sequence
 from fastv2v.data.sequences import by_number as by_number
 from fastv2v.data.transforms import GeometryConfig
@@ -76,7 +76,8 @@ class FolderConfig:
     """What pose maps show."""
     missing: Missing = "fail"
     """What is done about frames in which no face or nobody was detected. ``fail``: refuse the data set. ``hold``:
-    repeat the landmarks or the pose before (the first one at the start). ``skip``: cut the sequence there."""
+    repeat the landmarks or the pose before (the first one at the start); DensePose and OpenPose maps are repeated
+    together. ``skip``: cut the sequence there."""
     flow_files: bool = False
     """Read the flow from each frame to the one before from files, instead of estimating it."""
 
@@ -181,8 +182,8 @@ def open_folder(config: FolderConfig) -> VideoFolder:
         The data set. Pictures are read later, and checked then; the small files of detectors are looked into now.
 
     Raises:
-        DataError: if folders are missing, sequences are empty, files have no counterpart, nobody was detected in some
-            frames and ``missing`` is ``fail``, or nothing is left.
+        DataError: if folders are missing, sequences are empty, files have no counterpart, somebody was detected
+            outside the frame, nobody was detected in some frames and ``missing`` is ``fail``, or nothing is left.
         ConfigError: if the number of classes contradicts the class table.
     """
     if not config.root.exists():
@@ -202,6 +203,9 @@ def open_folder(config: FolderConfig) -> VideoFolder:
     sequences = cut_at_gaps(sequences)
     if not sequences:
         raise DataError(f"{config.root}: nobody was detected in any frame; run the detector again")
+    if config.condition == "face":
+        for sequence in sequences:  # a face that cannot be cropped is found now and not in the middle of a run
+            face_box(sequence, image_size(sequence.path("frames", 0)))
     if config.condition == "labels":
         classes = _resolve_classes(config)
         spec = ConditionSpec(class_names=classes.names, use_instances=config.use_instances, ignore_id=config.ignore_id)
@@ -232,6 +236,8 @@ def _find(config: FolderConfig, phase: Phase) -> tuple[Sequence, ...]:
     """The sequences of a phase, gaps included."""
     if config.root.is_file():
         entries = read_manifest(config.root)[phase]
+        if not entries:
+            raise DataError(f"{config.root}: no sequence was found under '{phase}'; add one: its name and directories")
         places = {modality: place_of(modality, config.condition) for modality in config.modalities}
         found = list_manifest(config.root, entries, places)
     else:

@@ -62,6 +62,28 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def read_planes(path: Path) -> NDArray[np.uint8]:
+    """Read an image whose three channels are numbers and no colours: nothing is converted to make it fit.
+
+    Args:
+        path: an image file of 8 bits and 3 channels.
+
+    Returns:
+        The channels in RGB order, (H, W, 3), 0 to 255.
+
+    Raises:
+        DataError: as ``read_image``, and if the file has another number of channels or bits.
+    """
+    image = _decode(path, _read_whole(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        raise DataError(
+            f"{path}: expected 3 channels of 8 bits, and this file has {channels} of {image.dtype}; write it again as "
+            "an RGB PNG"
+        )
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of a picture in pixels as stored; of PNG and JPEG read from the header, nothing is decoded.
 
@@ -250,12 +272,17 @@ def _parse_npz(path: Path, data: bytes) -> NDArray[np.float32]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             flow = arrays.get(FLOW_KEY)
     except (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a readable .npz file, or cut short ({error}); write it again") from error
+        # NumPy's own words are kept back: of pickled files they advise to load them unsafely.
+        raise DataError(
+            f"{path}: not a readable .npz file of plain numbers, or cut short; write it again with "
+            f"numpy.savez(FILE, {FLOW_KEY}=FLOW)"
+        ) from error
     if flow is None:
         raise DataError(f"{path}: has no array '{FLOW_KEY}', the flow from this frame to the one before; add it")
     if flow.dtype != np.float32 or flow.ndim != 3 or flow.shape[2] != 2:
         raise DataError(
-            f"{path}: '{FLOW_KEY}' must be float32 of shape (height, width, 2), got {flow.dtype} of {flow.shape}"
+            f"{path}: '{FLOW_KEY}' must be float32 of shape (height, width, 2), got {flow.dtype} of {flow.shape}; "
+            "convert it and write it again"
         )
     checked: NDArray[np.float32] = flow
     return checked

@@ -199,6 +199,10 @@ class ClipLoader:
             raise ConfigError(f"batches_per_step must be at least 1, got {batches_per_step}")
         if num_workers < 0 or prefetch < 1:
             raise ConfigError(f"num_workers ({num_workers}) must be 0 or more and prefetch ({prefetch}) 1 or more")
+        if folder.config.face.scale_points:
+            raise ConfigError(
+                "scale_points draws another face than the frames show and is for inference only; switch it off to train"
+            )
         if folder.config.flow_files and sampling.max_step > 1:
             raise ConfigError(
                 f"flow files hold flow between neighbouring frames and max_step is {sampling.max_step}; set it to 1, "

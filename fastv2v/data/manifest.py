@@ -39,22 +39,27 @@ def read_manifest(path: Path) -> dict[Phase, Entries]:
     try:
         content = json.loads(read_bytes(path, "data set file"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a readable JSON file ({error})") from error
+        raise DataError(f"{path}: not a readable JSON file ({error}); correct it there") from error
     phases = get_args(Phase)
     if not isinstance(content, dict) or not content or not content.keys() <= set(phases):
-        raise DataError(f"{path}: expected an object with the keys {' and '.join(phases)}, and no others")
+        raise DataError(
+            f"{path}: expected an object with the keys {' and '.join(phases)}, and no others; write it as "
+            '{"train": [SEQUENCES], "test": [SEQUENCES]}'
+        )
     return {phase: _entries(path, phase, content.get(phase, [])) for phase in phases}
 
 
 def _entries(path: Path, phase: str, entries: Any) -> Entries:
     known = ("name", *MODALITIES)
     if not isinstance(entries, list):
-        raise DataError(f"{path}: '{phase}' must be a list of sequences")
+        raise DataError(f"{path}: '{phase}' must be a list of sequences; put them in square brackets")
     seen: set[str] = set()
     for number, entry in enumerate(entries):
         where = f"{path}: sequence {number} of '{phase}'"
         if not isinstance(entry, dict) or not all(isinstance(v, str) and v for v in entry.values()):
-            raise DataError(f"{where} must be an object of texts")
+            raise DataError(
+                f'{where} must be an object of texts, such as {{"name": "drive-1", "frames": "videos/1", ...}}'
+            )
         if "name" not in entry or not entry.keys() <= set(known):
             unknown = ", ".join(sorted(entry.keys() - set(known))) or "no name"
             raise DataError(f"{where} has {unknown}; it needs a name and may have {', '.join(MODALITIES)}")
@@ -100,7 +105,8 @@ def list_manifest(path: Path, entries: Entries, places: Mapping[str, Modality]) 
             directory = path.parent / entry[modality]
             if not directory.is_dir():
                 raise DataError(
-                    f"{path}: {directory}, the {place.noun}s of sequence '{entry['name']}', is no directory"
+                    f"{path}: {directory}, the {place.noun}s of sequence '{entry['name']}', is no directory; "
+                    "correct the path, which counts from where the file lies"
                 )
             found[modality][entry["name"]] = list_files(directory, place)
     return dict(found)

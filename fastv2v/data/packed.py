@@ -302,6 +302,11 @@ def pack_folder(
         MissingExtraError: if lmdb is not installed.
     """
     started = time.monotonic()
+    if source.is_file():
+        raise DataError(
+            f"{source} is a file, and data sets listed in JSON cannot be packed; train on the file as it is, or gather "
+            "its directories in a folder such as train_A/<sequence> and pack that"
+        )
     if not source.is_dir():
         raise DataError(f"{source}: there is no such data set folder; check the path")
     if is_packed(source):
@@ -411,6 +416,8 @@ def _open_database(root: Path) -> _Opened:
     if not is_packed(root):
         raise DataError(f"{root}: there is no packed data set; make one: fastv2v pack")
     file = os.stat(root / _DATA_FILE)
+    if not file.st_size:
+        raise DataError(f"{root}: {_DATA_FILE} is empty; copy it again or pack the data set again")
     try:
         # Databases are complete and never change: no locks. Reading ahead stays on: a picture spans many pages, which
         # would otherwise be fetched from a disk one by one, several times slower.
@@ -418,7 +425,9 @@ def _open_database(root: Path) -> _Opened:
     except lmdb.InvalidError as error:
         raise DataError(f"{root}: {_DATA_FILE} is no LMDB database, or damaged; pack the data set again") from error
     except lmdb.Error as error:
-        raise DataError(f"{root}: the packed data set cannot be opened ({error})") from error
+        raise DataError(
+            f"{root}: the packed data set cannot be opened ({error}); check its permissions, or pack it again"
+        ) from error
     try:
         # Reading a page behind the end of the file would end the process.
         if (env.info()["last_pgno"] + 1) * env.stat()["psize"] > file.st_size:

@@ -346,7 +346,8 @@ def prepare_densepose(
     if highest > NUM_PARTS:
         raise DataError(
             f"{where}: part id {highest} in the third channel, and DensePose has 0 to {NUM_PARTS}; read as RGB, the "
-            "channels must be V, U and part id, so swap the first and the last if the file holds id, U, V"
+            "channels must be V, U and part id, so swap the first and the last if the file holds id, U, V, or "
+            "make the map again as PNG if it was stored as JPEG"
         )
     left_out = (drop.parts if drop else frozenset()) | set(HEAD_PARTS if config.remove_face_labels else ())
     keep = np.ones(NUM_PARTS + 1, dtype=np.uint8)

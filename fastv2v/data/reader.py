@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastv2v.data.conditions import check_label_ids
-from fastv2v.data.face import CropBox, check_in_frame, crop_padded, draw_face, face_crop, read_landmarks
-from fastv2v.data.images import ArrayCache, read_bytes, read_flow, read_image, read_label
+from fastv2v.data.face import CropBox, check_in_frame, crop_padded, draw_face, read_landmarks
+from fastv2v.data.images import ArrayCache, read_bytes, read_flow, read_image, read_label, read_planes
 from fastv2v.data.modalities import MODALITIES
 from fastv2v.data.pose import (
     PERSON_SPLITS,
@@ -23,6 +23,7 @@ from fastv2v.data.pose import (
     prepare_densepose,
     read_openpose,
 )
+from fastv2v.data.sequences import face_box
 from fastv2v.data.transforms import Geometry, Size, crop_and_flip, resize
 from fastv2v.errors import DataError
 
@@ -140,6 +141,8 @@ class FrameReader:
             image: NDArray[Any] = read_flow(path)
         elif modality in ("labels", "instances"):
             image = read_label(path)
+        elif modality == "densepose":
+            image = read_planes(path)
         else:
             image = read_image(path)
         _check_size(path, image, self._path(sequence, "frames", frame), self._frame_size(sequence, frame))
@@ -188,11 +191,7 @@ class FrameReader:
     def _box(self, sequence: int, frame: int) -> CropBox:
         if sequence not in self._boxes:
             size = self._frame_size(sequence, frame)
-            landmarks = self._landmarks(sequence, 0)
-            try:
-                self._boxes[sequence] = face_crop(landmarks, size)
-            except DataError as error:
-                raise DataError(f"{self._path(sequence, 'keypoints', 0)}: {error}") from error
+            self._boxes[sequence] = face_box(self._folder.sequences[sequence], size)
         return self._boxes[sequence]
 
     def _frame_size(self, sequence: int, frame: int) -> Size:
@@ -210,5 +209,5 @@ def _check_size(path: Path, image: NDArray[Any], other: Path, size: Size) -> Non
     if image.shape[:2] != size:
         raise DataError(
             f"{path} is {image.shape[1]}x{image.shape[0]} pixels and {other} is {size[1]}x{size[0]}; all images and "
-            "maps of a sequence must have the same size"
+            "maps of a sequence must have the same size: extract or scale them again"
         )

@@ -23,7 +23,7 @@ class SamplingConfig:
     """How many of them are given to the generator as history; only the others grow."""
     grow_every: int = 0
     """Double the frames that are not given after every so many training steps; 0 never."""
-    max_frames: int = 130
+    max_frames: int = 128
     """Where clips stop growing, in frames; also at the length of the longest sequence."""
     max_step: int = 1
     """Largest distance between neighbouring frames of a clip, in source frames; drawn from 1 to this, once a clip."""

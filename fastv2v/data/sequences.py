@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastv2v.data.face import MissingFace, read_landmarks
-from fastv2v.data.images import read_bytes
+from fastv2v.data.face import CropBox, MissingFace, Size, check_in_frame, face_crop, read_landmarks
+from fastv2v.data.images import image_size, read_bytes
 from fastv2v.data.modalities import MAY_LACK, MODALITIES
-from fastv2v.data.pose import MissingPose, read_openpose
+from fastv2v.data.pose import MissingPose, check_people_in_frame, read_openpose
 from fastv2v.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ Missing = Literal["fail", "hold", "skip"]
 Listing = Mapping[str, Mapping[str, Path]]
 """Files of one modality, by sequence and stem."""
 
+_COORDINATES = ("keypoints", "openpose")
+"""Files that name places in the frame."""
 _NAMED = 3
 """How many files, and sequences, a message names before it breaks off."""
 
@@ -131,27 +133,33 @@ def drop_empty(root: Path, sequences: Iterable[Sequence]) -> tuple[Sequence, ...
         The sequences with ``None`` in place of such files.
 
     Raises:
-        DataError: if a file is damaged or of another kind.
+        DataError: if a file is damaged, of another kind, or shows somebody outside the first frame of its sequence.
     """
     crowded: list[str] = []
 
-    def checked(modality: str, path: Path | None) -> Path | None:
-        if path is None or modality not in ("keypoints", "openpose"):
+    def checked(modality: str, path: Path | None, size: Size | None) -> Path | None:
+        if path is None or size is None or modality not in _COORDINATES:
             return path
         data = read_bytes(path, MODALITIES[modality].noun)
         try:
             if modality == "keypoints":
-                read_landmarks(data, str(path))
-            elif len(read_openpose(data, str(path))) > 1:
-                crowded.append(path.name)
+                check_in_frame(read_landmarks(data, str(path)), size, str(path))
+            else:
+                people = read_openpose(data, str(path))
+                check_people_in_frame(people, size, str(path))
+                crowded.extend([path.name] * (len(people) > 1))
         except (MissingFace, MissingPose):
             return None
         return path
 
-    looked = tuple(
-        Sequence(s.name, s.stems, {m: tuple(checked(m, path) for path in paths) for m, paths in s.files.items()})
-        for s in sequences
-    )
+    def looked_at(s: Sequence) -> Sequence:
+        # All frames of a sequence have the size of the first, which the reader makes sure of.
+        size = image_size(s.path("frames", 0)) if any(m in s.files for m in _COORDINATES) else None
+        return Sequence(
+            s.name, s.stems, {m: tuple(checked(m, path, size) for path in paths) for m, paths in s.files.items()}
+        )
+
+    looked = tuple(looked_at(sequence) for sequence in sequences)
     if crowded:
         logger.warning(
             "%s: %d of %d frames show several people (%s); 'people' of the pose condition says who is drawn",
@@ -163,14 +171,33 @@ def drop_empty(root: Path, sequences: Iterable[Sequence]) -> tuple[Sequence, ...
     return looked
 
 
+def face_box(sequence: Sequence, size: Size) -> CropBox:
+    """The box that is cut out of all frames of a sequence, placed by the landmarks of its first one.
+
+    Args:
+        sequence: with landmark files.
+        size: (height, width) of its frames in pixels.
+
+    Raises:
+        DataError: if that file is damaged, or its face lies outside the frame or cannot be cropped.
+    """
+    path = sequence.path("keypoints", 0)
+    landmarks = read_landmarks(read_bytes(path, MODALITIES["keypoints"].noun), str(path))
+    check_in_frame(landmarks, size, str(path))
+    try:
+        return face_crop(landmarks, size)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
 def settle_gaps(root: Path, sequences: tuple[Sequence, ...], missing: Missing) -> tuple[Sequence, ...]:
     """Refuse, fill or keep the gaps of sequences, with one warning in the latter cases.
 
     Args:
         root: of the data set, for messages.
         sequences: as given by ``drop_empty``.
-        missing: ``fail`` refuses gaps; ``hold`` fills them with the last file before, or the first one at the start;
-            ``skip`` keeps them for ``cut_at_gaps``.
+        missing: ``fail`` refuses gaps; ``hold`` fills them with the files of the last frame before that has all kinds,
+            or of the first such frame at the start; ``skip`` keeps them for ``cut_at_gaps``.
 
     Returns:
         The sequences.
@@ -198,26 +225,33 @@ def settle_gaps(root: Path, sequences: tuple[Sequence, ...], missing: Missing) -
 
 
 def _held(root: Path, sequence: Sequence) -> Sequence:
-    files = dict(sequence.files)
-    for modality in MAY_LACK:
-        paths = files.get(modality, ())
-        last = next((path for path in paths if path is not None), None)
-        if paths and last is None:
-            raise DataError(
-                f"{root}: sequence '{sequence.name}' has no usable {MODALITIES[modality].noun} to hold; remove the "
-                "sequence or set missing to 'skip'"
-            )
-        files[modality] = tuple(last := path or last for path in paths)
-    return Sequence(sequence.name, sequence.stems, {m: files[m] for m in sequence.files})
+    whole = _whole_frames(sequence)
+    if not any(whole):
+        kinds = [MODALITIES[m].noun for m in sequence.files if m in MAY_LACK]
+        nouns = " and ".join(kinds) + (" of one frame" if len(kinds) > 1 else "")
+        raise DataError(
+            f"{root}: sequence '{sequence.name}' has no usable {nouns} to hold; remove the sequence or set missing to "
+            "'skip'"
+        )
+    last = whole.index(True)
+    # All kinds come from one frame, lest a held body lie beside limbs that moved on.
+    source = [last := i if is_whole else last for i, is_whole in enumerate(whole)]
+    files = {m: tuple(paths[i] for i in source) if m in MAY_LACK else paths for m, paths in sequence.files.items()}
+    return Sequence(sequence.name, sequence.stems, files)
+
+
+def _whole_frames(sequence: Sequence) -> list[bool]:
+    """Of each frame, whether detectors gave everything."""
+    return [
+        all(paths[i] is not None for m, paths in sequence.files.items() if m in MAY_LACK) for i in range(len(sequence))
+    ]
 
 
 def cut_at_gaps(sequences: Iterable[Sequence]) -> tuple[Sequence, ...]:
     """The runs of frames that have everything; a sequence without gaps keeps its name."""
     pieces = []
     for sequence in sequences:
-        whole = [
-            all(sequence.files[m][i] is not None for m in sequence.files if m in MAY_LACK) for i in range(len(sequence))
-        ]
+        whole = _whole_frames(sequence)
         if all(whole):
             pieces.append(sequence)
             continue
