@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A dancer on a CPU, in about a quarter of an hour, 256 pixels high.
+# A dancer on a CPU, in about a quarter of an hour, 192 pixels high.
 #
 #     bash scripts/pose/small.sh DATA [RUNS] [more options of train-teacher]
 #
