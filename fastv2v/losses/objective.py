@@ -307,9 +307,9 @@ class VideoObjective(nn.Module):
 
     def _image_terms(self, terms: Terms, judged: list[Tensor], real: Tensor, conditions: Tensor) -> Terms:
         net = self.discriminators["image_discriminator"]
-        condition = conditions.flatten(0, 1)
-        real_features = net(torch.cat([condition, real.flatten(0, 1)], dim=1))
-        fakes = [net(torch.cat([condition, x.flatten(0, 1)], dim=1)) for x in judged]
+        assert isinstance(net, MultiScaleDiscriminator)
+        pictures = [x.flatten(0, 1) for x in (real, *judged)]
+        real_features, *fakes = net.judge(conditions.flatten(0, 1), pictures)
         self._add(terms, "", *self._fooling_terms(fakes, real_features))
         return self._own_terms(fakes, real_features)
 
