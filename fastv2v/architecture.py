@@ -56,8 +56,8 @@ class Architecture:
             raise ConfigError("only teachers have instance features; set features.channels to 0")
         if self.features.channels and not self.condition.use_instances:
             raise ConfigError(
-                "instance features need label maps with instance maps: set use_instances of the folder to True, or "
-                "features.channels to 0"
+                "instance features need label maps with instance maps: give --recipe.data.folder.use-instances, or "
+                "--recipe.features.channels 0"
             )
 
     def build(self) -> Generator:

@@ -168,7 +168,14 @@ def find_checkpoint(path: Path | str, which: Literal["best", "latest"] = "best")
         return path
     found = (best_checkpoint(path) if which == "best" else None) or latest_checkpoint(path)
     if found is None:
-        raise CheckpointError(f"{path} is neither a complete checkpoint nor a run that holds one")
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist; give a run folder or a checkpoint in it")
+        if (path / "network.json").is_file():
+            raise CheckpointError(
+                f"{path} is an imported network; make a run of it: train-teacher PRESET --init {path} "
+                "--recipe.train.steps 0"
+            )
+        raise CheckpointError(f"{path} is neither a complete checkpoint nor a run that holds one; train it first")
     return found
 
 

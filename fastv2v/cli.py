@@ -17,6 +17,8 @@ _LOG = logging.getLogger(__name__)
 DONE, FELL_SHORT, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "failed to allocate")
+"""What libraries say when there is too little of it."""
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -101,6 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FastV2VError as error:
         print(f"fastv2v {name}: {error}", file=sys.stderr)
         return error.exit_status
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in _NO_MEMORY):
+            raise
+        _LOG.debug("where it happened", exc_info=True)
+        print(
+            f"fastv2v {name}: out of memory; take a smaller size, width, batch or clip, or for training "
+            "--recipe.task.rollout.gradient-checkpointing",
+            file=sys.stderr,
+        )
+        return COULD_NOT_RUN
     except OSError as error:
         _LOG.debug("where it happened", exc_info=True)
         print(f"fastv2v {name}: {_describe(error)}", file=sys.stderr)

@@ -161,6 +161,8 @@ def open_run(
             ``resume`` is False, or something that is no run; or if another process is training in it.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file, and a run is a folder; name another one with --run")
     if not is_main:
         return Run(folder, is_main=False, lock=None)
     config = _with_absolute_paths(json.loads(json.dumps(config, allow_nan=False)))

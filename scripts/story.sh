@@ -5,10 +5,13 @@ if [ $# -lt 1 ]; then
     sed -n '2,/^$/s/^# \{0,1\}//p' "$story" >&2
     exit 2
 fi
-data="$(realpath -m "$1")"
-runs="${2:-}"
-[ -z "$runs" ] || runs="$(realpath -m "$runs")"
-shift $(($# < 2 ? $# : 2))
+data="$(realpath -m -- "$1")"
+shift
+runs=""
+case "${1:--}" in
+    -*) ;;
+    *) runs="$(realpath -m -- "$1")" && shift ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 runs="${runs:-runs/$(basename "$(dirname "$story")")-$(basename "$story" .sh)}"
 source scripts/setup.sh

@@ -142,7 +142,7 @@ class TestRefusals:
 
     def test_missing_folders_name_the_convention(self, tmp_path):
         self.refuse(
-            tmp_path, r"train_B and train_A is missing; looked for train_B and train_A \(or B/train and A/train\)"
+            tmp_path, r"train_B and train_A are missing; looked for train_B and train_A \(or B/train and A/train\)"
         )
         (tmp_path / "train_A").mkdir()
         self.refuse(tmp_path, "the folder train_B is missing")

@@ -734,7 +734,7 @@ class TestSettings:
     @pytest.mark.parametrize("fields", [{"condition": "face"}, {"condition": "pose"}, {"flow_files": True}])
     def test_missing_folders_name_the_convention(self, tmp_path, fields):
         endings = {"face": ".txt", "pose": ".json"}.get(fields.get("condition"), ".npz")
-        with pytest.raises(DataError, match=rf"is missing; looked for train_.* with .* as .*<frame>{endings}"):
+        with pytest.raises(DataError, match=rf"(is|are) missing; looked for train_.* with .* as .*<frame>{endings}"):
             open_folder(FolderConfig(root=tmp_path, **fields))
 
 

@@ -311,7 +311,7 @@ class TestRefusals:
             (("--out", "sheet.gif"), "change --out"),
             (("--out", "sheet.png", "--frames", "0"), "frames and sequences"),
             (("--out", "sheet.png", "--sequences", "0"), "frames and sequences"),
-            (("--out", "sheet.png", "--width", "8"), "at least 32 pixels"),
+            (("--out", "sheet.png", "--width", "8"), "32 to 2048 pixels"),
             (("--out", "sheet.png", "--root", "elsewhere"), "--data"),
             (("--out", "sheet.png", "--geometry.mode", "randomScaleWidth"), "random scale"),
             (("--out", "sheet.png", "--condition", "face"), "train_img"),

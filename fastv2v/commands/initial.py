@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from torch import nn
@@ -215,9 +215,14 @@ def _take_generator(run: Trained, generator: VideoGenerator) -> bool:
     scales = wanted.num_scales if grown else shape.num_scales
     blocks = wanted.num_local_blocks if shape.num_scales == 1 else shape.num_local_blocks  # of no scale yet
     if replace(shape, num_scales=scales, num_local_blocks=blocks) != wanted:
+        differing = [
+            f"{f.name} {getattr(shape, f.name)} instead of {getattr(wanted, f.name)}"
+            for f in fields(CompositeConfig)
+            if getattr(shape, f.name) != getattr(wanted, f.name)
+        ]
         raise ConfigError(
-            f"{run.checkpoint} holds a generator of another shape ({shape}) than the recipe's ({wanted}); start from "
-            "one of as many scales or one fewer, with all else equal"
+            f"{run.checkpoint} holds a generator of another shape than the recipe's: {', '.join(differing)}; start "
+            "from one of as many scales or one fewer, with all else equal"
         )
     if old.foreground_channels != generator.foreground_channels:
         raise ConfigError(

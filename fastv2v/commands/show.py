@@ -31,6 +31,7 @@ Picture = NDArray[np.uint8]
 """RGB, (H, W, 3), 0 to 255."""
 
 _SUFFIXES: Final = (".png", ".jpg", ".jpeg")
+_WIDEST, _MOST_ROWS = 2048, 400
 _WHITE: Final = 255
 _CURVES: Final = (80, 255, 80)
 _HALF, _TINT = 0.5, 0.25
@@ -63,8 +64,11 @@ class Show:
     def __post_init__(self) -> None:
         if self.frames < 1 or self.sequences < 1:
             raise ConfigError(f"frames and sequences must be at least 1, got {self.frames} and {self.sequences}")
-        if self.width < 32:
-            raise ConfigError(f"width must be at least 32 pixels, got {self.width}")
+        if not 32 <= self.width <= _WIDEST or self.frames * self.sequences > _MOST_ROWS:
+            raise ConfigError(
+                f"a sheet holds pictures of 32 to {_WIDEST} pixels, at most {_MOST_ROWS} of them; got width "
+                f"{self.width}, frames {self.frames} and sequences {self.sequences}"
+            )
         if self.out.suffix.lower() not in _SUFFIXES:
             raise ConfigError(f"the sheet is a picture, {' or '.join(_SUFFIXES)}, got {self.out}; change --out")
         if self.folder.root != UNSET_ROOT:

@@ -46,6 +46,8 @@ class StreamArgs:
     """Which sequence of --data; the first by default."""
     phase: Phase = "test"
     """Which part of --data."""
+    test_tail: int = 0
+    """Frames at the end of each training sequence of --data that make its phase ``test``, where it has no test part."""
     given_frame: bool = False
     """Start from the real first frame of the sequence of --data."""
     instances: Path | None = None
@@ -62,11 +64,12 @@ class StreamArgs:
     def __post_init__(self) -> None:
         if (self.conditions is None) == (self.data is None):
             raise ConfigError("give either --conditions, a folder of pictures, or --data, a data set")
-        of_data = self.sequence is not None or self.given_frame or self.phase != "test"
+        of_data = self.sequence is not None or self.given_frame or self.phase != "test" or self.test_tail
         of_pictures = self.instances is not None or self.seed_frame is not None
         if (of_data and self.data is None) or (of_pictures and self.data is not None):
             raise ConfigError(
-                "--sequence, --phase and --given-frame belong to --data; --instances and --seed-frame to --conditions"
+                "--sequence, --phase, --test-tail and --given-frame belong to --data; --instances and --seed-frame to "
+                "--conditions"
             )
 
 
@@ -332,6 +335,7 @@ def open_sequence(args: StreamArgs, manifest: Manifest) -> TakenSequence:
     config = FolderConfig(
         root=args.data,
         phase=args.phase,
+        test_tail=args.test_tail,
         condition=spec.encoder,
         num_classes=spec.num_classes or None,
         use_instances=spec.use_instances,

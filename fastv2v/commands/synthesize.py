@@ -310,6 +310,10 @@ def check_outputs(args: Synthesize, folder: VideoFolder) -> None:
     Raises:
         ConfigError: if a sequence has no frame beyond the given ones, or an output exists and may not be replaced.
     """
+    if args.out.is_file():
+        raise ConfigError(f"{args.out} is a file; name a folder with --out")
+    if not 0 < args.fps < 1000:
+        raise ConfigError(f"fps must lie between 0 and 1000 frames per second, got {args.fps}")
     for sequence in folder.sequences:
         left = min(len(sequence) - args.start, args.frames or len(sequence))
         if args.given_frames >= left:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -300,6 +301,8 @@ def _fit(
     make_progress: Callable[[], BarProgress | SilentProgress] = (
         SilentProgress if args.quiet or not device.is_main else lambda: BarProgress(args.run.name)
     )
+    if device.world_size > 1 and device.is_main and not args.quiet:
+        print(f"{args.run.name}: {device.world_size} processes", file=sys.stderr)
     with open_run(args.run, config, overwrite=args.overwrite, is_main=device.is_main) as run:
         return fit(
             task,

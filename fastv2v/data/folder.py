@@ -267,6 +267,13 @@ def _convention(config: FolderConfig, phase: Phase) -> str:
     return f"looked for {vid2vid} (or {fast}) with {nouns} as {files}"
 
 
+def _hint(config: FolderConfig) -> str:
+    """What the data set seems to hold instead."""
+    found = {"face": "keypoints", "pose": "openpose"}
+    kinds = [kind for kind, suffix in found.items() if (config.root / f"train_{suffix}").is_dir()]
+    return f"; it looks like a data set of the condition '{kinds[0]}'" if kinds and kinds[0] != config.condition else ""
+
+
 def _directories(config: FolderConfig, phase: Phase) -> dict[str, Path]:
     """Folder of each modality."""
     layout = _find_layout(config, phase) or "vid2vid"
@@ -276,8 +283,10 @@ def _directories(config: FolderConfig, phase: Phase) -> dict[str, Path]:
     }
     missing = [directory.relative_to(config.root) for directory in directories.values() if not directory.is_dir()]
     if missing:
+        several = len(missing) > 1
         raise DataError(
-            f"{config.root}: the folder {' and '.join(map(str, missing))} is missing; {_convention(config, phase)}"
+            f"{config.root}: the folder{'s' if several else ''} {' and '.join(map(str, missing))} "
+            f"{'are' if several else 'is'} missing; {_convention(config, phase)}{_hint(config)}"
         )
     return directories
 

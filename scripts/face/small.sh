@@ -4,6 +4,7 @@
 #     bash scripts/face/small.sh DATA [RUNS] [more options of train-teacher]
 #
 # DATA is a folder with train_img/<sequence>/<frame>.jpg and train_keypoints/<sequence>/<frame>.txt, 68 lines "x,y" each.
+# Runs go on where they were stopped; frames in RUNS/frames are made anew each time.
 
 source "$(dirname "$0")/../story.sh"
 run fastv2v train-teacher face-small --data "$data" --run "$runs/teacher" "$@"

@@ -5,6 +5,7 @@
 #
 # DATA is a folder with train_img/<sequence>/<frame>.jpg, train_openpose/<sequence>/<frame>_keypoints.json (BODY_25) and
 # train_densepose/<sequence>/<frame>_IUV.png.
+# Runs go on where they were stopped; frames in RUNS/frames are made anew each time.
 
 source "$(dirname "$0")/../story.sh"
 run fastv2v train-teacher pose-small --data "$data" --run "$runs/teacher" "$@"

@@ -4,6 +4,7 @@
 #     bash scripts/street/small.sh DATA [RUNS] [more options of train-teacher]
 #
 # DATA is a folder with train_A, train_B and train_inst (label ids 0 to 34), or a JSON file that lists its sequences.
+# Runs go on where they were stopped; frames in RUNS/frames are made anew each time.
 
 source "$(dirname "$0")/../story.sh"
 run fastv2v train-teacher street-small --data "$data" --run "$runs/coarse" "$@"
