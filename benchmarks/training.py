@@ -337,7 +337,8 @@ class _Worker:
 
     def step(self) -> None:
         """Let it train for one step."""
-        self._connection.send("step")
+        with contextlib.suppress(BrokenPipeError):  # a process that has ended is named by _receive
+            self._connection.send("step")
         self.reports.append(self._receive())
 
     def close(self) -> None:
@@ -354,8 +355,8 @@ class _Worker:
                         raise message
                     return message
         raise ConfigError(
-            f"the process of '{self._name}' ended early; its own message is above, or memory has run out: use a "
-            "smaller size or width"
+            f"the process of '{self._name}' ended early; its own message is above, or memory has run out, for all "
+            "methods are held at once: give fewer --methods, or a smaller size or width"
         )
 
 
