@@ -17,6 +17,7 @@ from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
 from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig, draw_start, opening, training_rollout
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly
 from fastv2v.nn.features import EncodingStep, FeatureGenerator, clip_conditions, observations
+from fastv2v.nn.norms import batch_statistics
 from fastv2v.ops.labels import condition_pictures, encode_clip
 from fastv2v.render import Chunk, render_clip, rollout_chunks
 from fastv2v.score import clip_psnr
@@ -112,8 +113,15 @@ class TeacherTask:
 
     @torch.no_grad()
     def _render(self, clip: Clip) -> Tensor:
-        """The rollout from the first real frame; features, where there are any, come from all real frames."""
-        return render_clip(self.generator, clip_conditions(self.generator, self.spec, clip), clip.frames[:, :1])
+        """The rollout from the first real frame; features, where there are any, come from all real frames.
+
+        Norms go by each frame itself, as the published vid2vid generates: what they remember of training, where they
+        saw a clip or two at a time, fits single frames badly (4 dB on a dancer).
+        """
+        conditions = clip_conditions(self.generator, self.spec, clip)
+        inner = self.generator.generator if isinstance(self.generator, FeatureGenerator) else self.generator
+        with batch_statistics(inner):
+            return render_clip(self.generator, conditions, clip.frames[:, :1])
 
     def sample(self, clip: Clip) -> Mapping[str, Tensor]:
         """The condition, the real frames and the teacher's own rollout from the first of them.

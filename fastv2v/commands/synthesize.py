@@ -86,9 +86,10 @@ class Synthesize:
     """Give all objects of a class one look of the table, as CLASS=NUMBER."""
     looks: Path | None = None
     """The table; by default the run's own looks.npz."""
-    norm_statistics: Literal["running", "batch"] = "running"
-    """Batch norm by what training remembered, or by each frame itself, as the published vid2vid generates: take
-    ``batch`` for its weights."""
+    norm_statistics: Literal["auto", "running", "batch"] = "auto"
+    """Norms go by what training remembered (``running``) or by each frame itself (``batch``), as the published vid2vid
+    generates. ``auto``: batch for teachers, which were trained on few clips at a time; running for students, whose
+    exported graph has nothing else."""
     parts: bool = False
     """Also write NAME-parts.mp4: condition, real frame, finished frame and what it was made of, side by side."""
     fps: float = 15.0
@@ -401,7 +402,10 @@ def main(argv: list[str]) -> int:
     # A feature encoder sees whole windows, whose statistics would depend on where they end: it stays as it was trained.
     inner = generator.generator if isinstance(generator, FeatureGenerator) else generator
     drawing = [inner] if first is None else [inner, first]
-    statistics = batch_statistics(*drawing) if args.norm_statistics == "batch" else nullcontext()
+    by_frame = args.norm_statistics == "batch"
+    if args.norm_statistics == "auto":
+        by_frame = trained.architecture.stage == "teacher"
+    statistics = batch_statistics(*drawing) if by_frame else nullcontext()
     with statistics:
         for i, sequence in enumerate(folder.sequences):
             name = output_name(folder, sequence)
