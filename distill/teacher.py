@@ -1,18 +1,114 @@
-"""The teacher as distillation sees it: frozen once, here."""
+"""The teacher as distillation sees it: frozen once, here, and asked through one door."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastv2v.contracts import FrameOutput, StepModel
+from fastv2v.data.clip import Clip
 from fastv2v.errors import ConfigError
 from fastv2v.losses.rollout import opening
-from fastv2v.render import rollout, stack_outputs
+from fastv2v.nn.coarse_to_fine import VideoGenerator
+from fastv2v.nn.norms import batch_statistics
+from fastv2v.render import render_clip, rollout, stack_outputs
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class Taught(NamedTuple):
+    """What a teacher makes of a clip. Entry k of each part belongs to clip frame k + N-1."""
+
+    frame: Tensor
+    """(B, T-N+1, 3, H, W) in [-1, 1]."""
+    flow: Tensor | None = None
+    """Flow from each frame to the one before in pixels, (B, T-N+1, 2, H, W); None where there is none."""
+    features: dict[str, Tensor] | None = None
+    """Inner feature maps by tap point, (B, T-N+1, C, h, w) each; None where nobody asked for them."""
+
+
+class TeacherSource(Protocol):
+    """Where the teacher's frames come from: a network that rolls out now, or what it once made, read from disk."""
+
+    @property
+    def has_flow(self) -> bool:
+        """Whether ``teach`` gives flow."""
+        ...
+
+    @property
+    def has_features(self) -> bool:
+        """Whether ``teach`` gives inner feature maps."""
+        ...
+
+    def teach(self, clip: Clip, conditions: Tensor, start: str) -> Taught:
+        """What the full-time teacher makes of a clip; no gradients.
+
+        Args:
+            clip: the training clip, (B, T, ...), on the device.
+            conditions: its encoded conditions, (B, T, C, H, W).
+            start: how the clip begins, see ``fastv2v.losses.rollout.opening``. A source that reads from disk may know
+                one start only.
+
+        Returns:
+            One entry for every frame after the history.
+        """
+        ...
+
+
+class LiveTeacher:
+    """A frozen generator that rolls out every clip anew, normalising each frame by its own statistics.
+
+    So it is sampled and synthesised, and so its outputs on disk are made: what the student is taught is what the
+    teacher delivers.
+
+    Args:
+        generator: the teacher; frozen here.
+    """
+
+    def __init__(self, generator: VideoGenerator) -> None:
+        self.generator = freeze(generator)
+
+    @property
+    def has_flow(self) -> bool:
+        """Whether the generator has a flow branch."""
+        return self.generator.uses_flow
+
+    @property
+    def has_features(self) -> bool:
+        """Whether feature maps are captured."""
+        return False
+
+    def teach(self, clip: Clip, conditions: Tensor, start: str) -> Taught:
+        """See ``TeacherSource.teach``."""
+        # One sample at a time: batch norms by the batch at hand would mix the clips.
+        outputs = [
+            teacher_rollout(self.generator, c, f, start)
+            for c, f in zip(conditions.split(1), clip.frames.split(1), strict=True)
+        ]
+        flow = None if outputs[0].flow is None else torch.cat([o.flow for o in outputs if o.flow is not None])
+        return Taught(torch.cat([output.frame for output in outputs]), flow)
+
+    def render(self, conditions: Tensor, given: Tensor) -> Tensor:
+        """The rollout of one clip from given real frames, as ``render_clip``: (B, T, 3, H, W)."""
+        with batch_statistics(self.generator):
+            rows = [render_clip(self.generator, c, g) for c, g in zip(conditions.split(1), given.split(1), strict=True)]
+        return torch.cat(rows)
+
+
+def teacher_source(student: StepModel, teacher: VideoGenerator | TeacherSource | None) -> TeacherSource | None:
+    """The teacher behind its door; a generator is frozen and put there.
+
+    Raises:
+        ConfigError: if student and generator do not fit each other.
+    """
+    if not isinstance(teacher, nn.Module):
+        if isinstance(teacher, LiveTeacher):
+            check_pair(student, teacher.generator)
+        return teacher
+    check_pair(student, teacher)
+    return LiveTeacher(teacher)
 
 
 def freeze(module: Model) -> Model:
@@ -40,7 +136,7 @@ def check_pair(student: StepModel, teacher: StepModel) -> None:
 
 @torch.no_grad()
 def teacher_rollout(teacher: StepModel, conditions: Tensor, frames: Tensor, start: str) -> FrameOutput:
-    """What the full-time teacher makes of a clip from its own history.
+    """What the full-time teacher makes of a clip from its own history, by each frame's own statistics.
 
     Args:
         teacher: frozen.
@@ -52,4 +148,5 @@ def teacher_rollout(teacher: StepModel, conditions: Tensor, frames: Tensor, star
         Parts stacked over time, (B, T-N+1, ...): entry k belongs to clip frame k + N-1.
     """
     history = opening(teacher, conditions, frames, start)
-    return stack_outputs(list(rollout(teacher, conditions[:, teacher.history_length :], history)))
+    with batch_statistics(teacher):
+        return stack_outputs(list(rollout(teacher, conditions[:, teacher.history_length :], history)))
