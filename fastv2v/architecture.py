@@ -12,8 +12,7 @@ from fastv2v.config import from_dict, to_dict
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import FolderConfig
 from fastv2v.errors import CheckpointError, ConfigError
-from fastv2v.nn.coarse_to_fine import VideoGenerator, build_generator
-from fastv2v.nn.composite import CompositeConfig
+from fastv2v.nn.generators import VideoConfig, VideoGenerator, build_generator
 from fastv2v.nn.features import FeatureConfig, FeatureEncoder, FeatureGenerator
 from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 from fastv2v.recipe import UNSET_ROOT
@@ -29,7 +28,7 @@ Generator = VideoGenerator | FeatureGenerator | SingleImageGenerator
 class Architecture:
     """A generator, its condition and what it was trained on. Written into every checkpoint."""
 
-    generator: CompositeConfig | SingleImageConfig
+    generator: VideoConfig | SingleImageConfig
     """Size and shape."""
     foreground: tuple[str, ...] = ()
     """Names of the label classes the foreground branch paints."""

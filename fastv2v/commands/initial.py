@@ -15,7 +15,8 @@ from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import VideoFolder
 from fastv2v.errors import CheckpointError, ConfigError
 from fastv2v.losses.objective import VideoObjective
-from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, VideoGenerator, local_config
+from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, local_config
+from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.local import LocalConfig, LocalGenerator
@@ -210,7 +211,7 @@ def _fill(target: nn.Module, source: nn.Module, what: str) -> None:
 def _take_generator(run: Trained, generator: VideoGenerator) -> bool:
     """Copy a trained generator; whether the new one has a scale more."""
     old = run.generator
-    shape, wanted = _shape(run.architecture), generator.config
+    shape, wanted = _composite(run.architecture.generator), _composite(generator.config)
     grown = shape.num_scales + 1 == wanted.num_scales
     scales = wanted.num_scales if grown else shape.num_scales
     blocks = wanted.num_local_blocks if shape.num_scales == 1 else shape.num_local_blocks  # of no scale yet
@@ -236,10 +237,13 @@ def _take_generator(run: Trained, generator: VideoGenerator) -> bool:
     return grown
 
 
-def _shape(architecture: Architecture) -> CompositeConfig:
-    if not isinstance(architecture.generator, CompositeConfig):
-        raise ConfigError("a generator of single images cannot start one of videos")
-    return architecture.generator
+def _composite(config: object) -> CompositeConfig:
+    """The config, where nothing but a composite generator of videos will do."""
+    if not isinstance(config, CompositeConfig):
+        raise ConfigError(
+            f"a {type(config).__name__} cannot start a teacher or grow; --init takes composite generators"
+        )
+    return config
 
 
 def _scales(generator: VideoGenerator) -> list[nn.Module]:

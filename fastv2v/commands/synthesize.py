@@ -28,7 +28,7 @@ from fastv2v.data.folder import FolderConfig, FrameReader, Phase, Sequence, Vide
 from fastv2v.data.loader import read_sequence
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
-from fastv2v.nn.coarse_to_fine import VideoGenerator
+from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.face_features import BorrowedFeatures, build_bank, read_bank, read_parts, write_bank
 from fastv2v.nn.features import FeatureEncoder, FeatureGenerator, clip_conditions
 from fastv2v.nn.norms import batch_statistics

@@ -156,24 +156,6 @@ class FinestOnly:
         return self._generator._step(condition, history, scales_fixed=len(self._generator.local))
 
 
-VideoGenerator = CompositeGenerator | CoarseToFineGenerator
-"""A generator of one scale or of several."""
-
-
-def build_generator(
-    config: CompositeConfig, condition_channels: int, foreground_channels: tuple[int, ...] = ()
-) -> VideoGenerator:
-    """The generator that a config describes, with fresh weights.
-
-    Args:
-        config: size, shape and number of scales.
-        condition_channels: C.
-        foreground_channels: see the generators.
-    """
-    kind = CompositeGenerator if config.num_scales == 1 else CoarseToFineGenerator
-    return kind(config, condition_channels, foreground_channels)
-
-
 def local_config(config: CompositeConfig, scale: int, *, foreground: bool = False) -> LocalConfig:
     """Size and shape of the local generator at a scale.
 

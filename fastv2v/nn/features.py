@@ -14,7 +14,8 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError, DataError, ShapeError
 from fastv2v.nn.blocks import DownPath, Head, NormKind, UpPath, init_gan_weights
-from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly, VideoGenerator
+from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly
+from fastv2v.nn.generators import VideoGenerator
 from fastv2v.ops.labels import encode_clip
 
 
