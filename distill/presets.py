@@ -11,6 +11,7 @@ from fastv2v.device import DeviceConfig
 from fastv2v.losses.objective import ObjectiveConfig
 from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.nn.composite import CompositeConfig
+from fastv2v.nn.generators import VideoConfig
 from fastv2v.recipe import DataRecipe, HelperRecipe
 from fastv2v.train import TrainConfig
 from students.schedule import GapConfig
@@ -22,8 +23,10 @@ class SpatialRecipe:
 
     data: DataRecipe = field(default_factory=DataRecipe)
     """Data set and clips."""
-    student: CompositeConfig = field(default_factory=CompositeConfig)
+    student: VideoConfig = field(default_factory=CompositeConfig)
     """Size and shape of the student."""
+    foreground: tuple[str, ...] = ()
+    """Label classes painted by a foreground branch, where there is no teacher; with one, the teacher's are."""
     task: SpatialConfig = field(default_factory=SpatialConfig)
     """Distillation terms, losses, discriminators and rollouts."""
     helpers: HelperRecipe = field(default_factory=HelperRecipe)
@@ -51,7 +54,7 @@ class TemporalRecipe:
 
 
 def spatial(
-    student: CompositeConfig, data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
+    student: VideoConfig, data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
 ) -> SpatialRecipe:
     """The published spatial stage on the data, losses and schedule of a teacher's recipe."""
     return SpatialRecipe(
@@ -79,7 +82,7 @@ def temporal(data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig
 
 
 def spatial_demo(
-    student: CompositeConfig, data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
+    student: VideoConfig, data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
 ) -> SpatialRecipe:
     """The spatial stage in minutes on a CPU: truths and teacher side by side, longer chunks."""
     return replace(

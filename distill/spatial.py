@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.teacher import check_pair, teacher_rollout
+from distill.teacher import TeacherSource, shown_teacher, teacher_source
 from distill.terms import DistillWeights, distill_mask
 from fastv2v.contracts import Losses
 from fastv2v.data.clip import Clip
@@ -17,7 +17,7 @@ from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
 from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
 from fastv2v.losses.rollout import RolloutConfig, draw_start, training_rollout
-from fastv2v.nn.coarse_to_fine import VideoGenerator
+from fastv2v.nn.generators import VideoGenerator
 from fastv2v.ops.labels import encode_clip
 from fastv2v.render import render_clip
 from fastv2v.score import clip_psnr
@@ -46,7 +46,8 @@ class SpatialTask:
 
     Args:
         student: the generator that is trained.
-        teacher: frozen.
+        teacher: a generator, which is frozen, or another source of its frames. None trains the student alone; every
+            distillation weight must then be 0. It is not asked either where all of them are.
         spec: how conditions are encoded.
         objective: losses and discriminators; the discriminators go on from the teacher's.
         config: distillation settings.
@@ -61,15 +62,15 @@ class SpatialTask:
     def __init__(
         self,
         student: VideoGenerator,
-        teacher: VideoGenerator,
+        teacher: VideoGenerator | TeacherSource | None,
         spec: ConditionSpec,
         objective: VideoObjective,
         config: SpatialConfig,
     ) -> None:
-        check_pair(student, teacher)
+        config.weights.check_taught(teacher is not None)
         if config.weights.kd_perceptual and objective.perceptual is None:
             raise ConfigError("kd_perceptual needs the perceptual network")
-        self.student, self.teacher = student, teacher
+        self.student, self.teacher = student, teacher_source(student, teacher)
         self.spec, self.objective, self.config = spec, objective, config
         self.players: Mapping[str, nn.Module] = {"generator": student, **objective.discriminators}
         self.weights: Mapping[str, Mapping[str, float]] = objective.weights(
@@ -81,18 +82,19 @@ class SpatialTask:
         conditions = encode_clip(self.spec, clip)
         reference = self.objective.reference(conditions, clip.frames, clip.flow)
         start = draw_start(self.config.rollout, rng)
-        goal = teacher_rollout(self.teacher, conditions, clip.frames, start).frame
+        taught = None
+        if self.teacher is not None and self.config.weights.active():
+            taught = self.teacher.teach(clip, conditions, start)
         past: list[Tensor] = []
         for chunk in training_rollout(self.student, conditions, clip.frames, start, self.config.rollout, at):
             first, count = chunk.start, chunk.output.frame.shape[1]
             offset = first - self.student.history_length
             losses = self.objective.chunk_losses(chunk, reference, past, num_made=offset)
-            mask = distill_mask(
-                self.config.mask,
-                reference.flow[:, first - 1 : first - 1 + count],
-                reference.confidence[:, first - 1 : first - 1 + count],
-            )
-            losses["generator"].update(self._terms(chunk.output.frame, goal[:, offset : offset + count], mask))
+            if taught is not None:
+                before = slice(first - 1, first - 1 + count)
+                mask = distill_mask(self.config.mask, reference.flow[:, before], reference.confidence[:, before])
+                goal = taught.frame[:, offset : offset + count]
+                losses["generator"].update(self._terms(chunk.output.frame, goal, mask))
             yield losses
             past = self.objective.past_after(past, chunk)
 
@@ -108,11 +110,11 @@ class SpatialTask:
         return terms
 
     def sample(self, clip: Clip) -> Mapping[str, Tensor]:
-        """Real, teacher and student, each rolled out from the first real frame."""
+        """Real, live teacher and student, each rolled out from the first real frame."""
         conditions = encode_clip(self.spec, clip)
         return {
             "real": clip.frames,
-            "teacher": render_clip(self.teacher, conditions, clip.frames[:, :1]),
+            **shown_teacher(self.teacher, conditions, clip.frames[:, :1]),
             "student": render_clip(self.student, conditions, clip.frames[:, :1]),
         }
 

@@ -11,7 +11,7 @@ from fastv2v.contracts import FrameOutput, StepModel
 from fastv2v.data.clip import Clip
 from fastv2v.errors import ConfigError
 from fastv2v.losses.rollout import opening
-from fastv2v.nn.coarse_to_fine import VideoGenerator
+from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.norms import batch_statistics
 from fastv2v.render import render_clip, rollout, stack_outputs
 
@@ -109,6 +109,13 @@ def teacher_source(student: StepModel, teacher: VideoGenerator | TeacherSource |
         return teacher
     check_pair(student, teacher)
     return LiveTeacher(teacher)
+
+
+def shown_teacher(teacher: TeacherSource | None, conditions: Tensor, given: Tensor, gap: int = 1) -> dict[str, Tensor]:
+    """The row ``teacher`` of a task's samples, every ``gap``-th frame; only a live teacher knows held-out clips."""
+    if not isinstance(teacher, LiveTeacher):
+        return {}
+    return {"teacher": teacher.render(conditions, given)[:, ::gap]}
 
 
 def freeze(module: Model) -> Model:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from distill.teacher import check_pair, teacher_rollout
+from distill.teacher import Taught, TeacherSource, shown_teacher, teacher_source
 from distill.terms import DistillWeights, composed_flow, temporal_distance
-from fastv2v.contracts import FrameOutput, Losses
+from fastv2v.contracts import Losses
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
 from fastv2v.losses.flow import masked_l1
 from fastv2v.losses.objective import ObjectiveConfig, Reference, VideoObjective
 from fastv2v.losses.rollout import RolloutConfig, draw_start, training_rollout
-from fastv2v.nn.coarse_to_fine import VideoGenerator
+from fastv2v.nn.generators import VideoGenerator
 from fastv2v.ops.flow import FilesFlow
 from fastv2v.ops.labels import encode_clip
 from fastv2v.render import Chunk, render_clip
@@ -54,7 +54,8 @@ class TemporalTask:
 
     Args:
         student: the generator that is trained, best after spatial distillation.
-        teacher: frozen.
+        teacher: a generator, which is frozen, or another source of its frames. None trains the student alone; every
+            distillation weight must then be 0. It is not asked either where all of them are.
         spec: how conditions are encoded.
         objective: losses and discriminators, applied to the keyframe sequence.
         config: distillation settings.
@@ -70,23 +71,23 @@ class TemporalTask:
     def __init__(
         self,
         student: VideoGenerator,
-        teacher: VideoGenerator,
+        teacher: VideoGenerator | TeacherSource | None,
         spec: ConditionSpec,
         objective: VideoObjective,
         config: TemporalConfig,
     ) -> None:
-        check_pair(student, teacher)
-        weights = config.weights
+        source, weights = teacher_source(student, teacher), config.weights
+        weights.check_taught(source is not None)
         if (weights.kd_perceptual or weights.kd_temporal) and objective.perceptual is None:
             raise ConfigError("kd_perceptual and kd_temporal need the perceptual network")
-        if weights.kd_flow and not (student.uses_flow and teacher.uses_flow):
+        if weights.kd_flow and not (student.uses_flow and source is not None and source.has_flow):
             raise ConfigError("kd_flow needs a flow branch in teacher and student")
         if isinstance(objective.estimator, FilesFlow):
             raise ConfigError(
                 "temporal distillation needs flow across keyframe gaps and flow files hold neighbouring frames only; "
                 "use an estimator (--recipe.helpers.flow medium)"
             )
-        self.student, self.teacher = student, teacher
+        self.student, self.teacher = student, source
         self.spec, self.objective, self.config = spec, objective, config
         self.players: Mapping[str, nn.Module] = {"generator": student, **objective.discriminators}
         self.weights: Mapping[str, Mapping[str, float]] = objective.weights(
@@ -98,7 +99,9 @@ class TemporalTask:
         gap = draw_gap(self.config.gap, clip.num_frames, self.student.history_length, rng)
         start = draw_start(self.config.rollout, rng)
         conditions = encode_clip(self.spec, clip)
-        taught = teacher_rollout(self.teacher, conditions, clip.frames, start)
+        taught = None
+        if self.teacher is not None and self.config.weights.active():
+            taught = self.teacher.teach(clip, conditions, start)
         keyframes = replace(clip, flow=None).take(0, clip.num_frames, gap)  # flow files know no gaps
         key_conditions = conditions[:, ::gap]
         reference = self.objective.reference(key_conditions, keyframes.frames)
@@ -110,7 +113,8 @@ class TemporalTask:
             # A long chunk counts whole, with the step into its first frame.
             length = max(self.config.window, chunk.output.frame.shape[1] + 1)
             made = [*window, *chunk.output.frame.unbind(1)][-length:]
-            losses["generator"].update(self._terms(chunk, made, taught, reference, gap))
+            if taught is not None:
+                losses["generator"].update(self._terms(chunk, made, taught, reference, gap))
             yield losses
             detached = list(chunk.output.frame.detach().unbind(1))
             past = self.objective.past_after(past, chunk)
@@ -118,10 +122,10 @@ class TemporalTask:
 
     def teacher_entry(self, keyframe: int, gap: int) -> int:
         """Entry of the teacher's rollout that shows the same moment as keyframe number ``keyframe``."""
-        return keyframe * gap - self.teacher.history_length
+        return keyframe * gap - self.student.history_length
 
     def _terms(
-        self, chunk: Chunk, made: list[Tensor], taught: FrameOutput, reference: Reference, gap: int
+        self, chunk: Chunk, made: list[Tensor], taught: Taught, reference: Reference, gap: int
     ) -> dict[str, Tensor]:
         """Distillation terms of one chunk; ``made`` is the window of keyframes that ends with it, whole."""
         weights, perceptual = self.config.weights, self.objective.perceptual
@@ -143,7 +147,7 @@ class TemporalTask:
             terms["kd_flow"] = self._flow_term(chunk, taught, reference, gap)
         return terms
 
-    def _flow_term(self, chunk: Chunk, taught: FrameOutput, reference: Reference, gap: int) -> Tensor:
+    def _flow_term(self, chunk: Chunk, taught: Taught, reference: Reference, gap: int) -> Tensor:
         """Student flow against the teacher's flow composed over the gap, where the reference flow is confident."""
         distances = []
         for i in range(chunk.output.frame.shape[1]):
@@ -156,13 +160,13 @@ class TemporalTask:
         return torch.stack(distances).mean() if distances else chunk.output.frame.new_zeros(())
 
     def sample(self, clip: Clip) -> Mapping[str, Tensor]:
-        """Keyframes at the deployed gap: real, teacher and student, rolled out from the first real frame."""
+        """Keyframes at the deployed gap: real, live teacher and student, rolled out from the first real frame."""
         conditions = encode_clip(self.spec, clip)
         gap = self.config.deployed_gap
         keyframes = clip.frames[:, ::gap]
         return {
             "real": keyframes,
-            "teacher": render_clip(self.teacher, conditions, clip.frames[:, :1])[:, ::gap],
+            **shown_teacher(self.teacher, conditions, clip.frames[:, :1], gap),
             "student": render_clip(self.student, conditions[:, ::gap], keyframes[:, :1]),
         }
 

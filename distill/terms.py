@@ -34,6 +34,20 @@ class DistillWeights:
         """The positive weights by name."""
         return {f.name: float(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) > 0}
 
+    @classmethod
+    def none(cls) -> DistillWeights:
+        """No term at all: the student trains alone."""
+        return cls(**dict.fromkeys((f.name for f in fields(cls)), 0.0))
+
+    def check_taught(self, has_teacher: bool) -> None:
+        """Refuse terms without a teacher.
+
+        Raises:
+            ConfigError: naming the terms.
+        """
+        if not has_teacher and (active := self.active()):
+            raise ConfigError(f"{', '.join(active)} need a teacher; give one, or set these weights to 0")
+
 
 def motion_mask(flow: Tensor) -> Tensor:
     """Where things move: flow magnitude over its largest value, per frame and sample.

@@ -9,10 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from distill.spatial import SpatialConfig, SpatialTask
-from distill.teacher import check_pair, freeze, teacher_rollout
+from distill.teacher import LiveTeacher, Taught, check_pair, freeze, teacher_rollout
 from distill.temporal import TemporalConfig, TemporalTask
 from distill.terms import DistillWeights, composed_flow, distill_mask, feature_change, motion_mask, temporal_distance
-from fastv2v.contracts import FrameOutput, Task
+from fastv2v.contracts import FrameOutput, History, Task
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.device import DeviceConfig, open_device
@@ -23,6 +23,7 @@ from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.losses.total import weighted_total
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.discriminator import DiscriminatorConfig
+from fastv2v.nn.norms import batch_statistics
 from fastv2v.render import advance
 from fastv2v.run import open_run, read_metrics
 from fastv2v.seed import generator_for
@@ -88,7 +89,7 @@ def silent_objective(perceptual=False):
 def temporal_task(student, teacher, weights, gap=2, chunk_frames=0, perceptual=False, **config):
     return TemporalTask(
         student,
-        freeze(teacher),
+        teacher,
         MAPS,
         silent_objective(perceptual),
         TemporalConfig(
@@ -128,6 +129,66 @@ class TestTeacher:
             check_pair(Clock(), other)
         with pytest.raises(ConfigError, match="look back equally far, got 1 and 2"):
             check_pair(Clock(), Clock(history_length=1))
+
+
+class Recorded:
+    """A source of frames that were made before: every pixel tells the time, plus an offset."""
+
+    has_flow = has_features = False
+
+    def __init__(self, offset=0.0):
+        self.offset, self.asked = offset, []
+
+    def teach(self, clip, conditions, start):
+        self.asked.append(start)
+        return Taught(conditions[:, 2:].expand(-1, -1, 3, -1, -1) + self.offset)
+
+
+class TestSources:
+    def test_a_live_teacher_goes_by_the_statistics_of_each_frame_and_each_clip(self):
+        torch.manual_seed(0)
+        config = CompositeConfig(width=2, num_downsamples=2, num_blocks=2, norm="batch")
+        teacher = CompositeGenerator(config, 1)
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        maps, frames = torch.rand(2, 4, 1, 16, 16), torch.rand(2, 4, 3, 16, 16) * 2 - 1
+        both = LiveTeacher(teacher).teach(Clip(frames=frames, maps=maps), maps, "full")
+        for b in range(2):
+            history = History(maps[b : b + 1, :2], frames[b : b + 1, :2], torch.ones(1))
+            with batch_statistics(teacher):
+                for t in range(2, 4):
+                    output, history = teacher.step(maps[b : b + 1, t], history)
+                    assert_close(both.frame[b : b + 1, t - 2], output.frame)
+                    assert_close(both.flow[b : b + 1, t - 2], output.flow)
+        assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+        assert not teacher.training and not both.frame.requires_grad
+
+    def test_frames_that_were_made_before_teach_both_stages(self):
+        weights, recorded = replace(NO_KD, kd_reconstruction=1.0), Recorded(offset=3.0)
+        spatial = SpatialConfig(weights=weights, objective=SILENT, rollout=RolloutConfig(**FULL))
+        task = SpatialTask(Clock(), recorded, MAPS, silent_objective(), spatial)
+        assert [t["kd_reconstruction"].item() for t in run_step(task, clock_clip())] == [3]
+        assert "teacher" not in task.sample(clock_clip())  # held-out clips were not recorded
+        task = temporal_task(Clock(), recorded, weights, gap=3)
+        assert [t["kd_reconstruction"].item() for t in run_step(task, clock_clip())] == [3]
+        assert recorded.asked == ["full", "full"]
+
+    def test_without_a_teacher_or_weights_nobody_is_asked(self):
+        recorded = Recorded()
+        quiet = SpatialConfig(weights=NO_KD, objective=SILENT, rollout=RolloutConfig(**FULL))
+        for teacher in (recorded, None):
+            for task in (
+                SpatialTask(Clock(), teacher, MAPS, silent_objective(), quiet),
+                temporal_task(Clock(), teacher, NO_KD),
+            ):
+                assert run_step(task, clock_clip()) == [{}]
+                assert set(task.sample(clock_clip(9))) == {"real", "student"}
+        assert not recorded.asked
+
+    def test_terms_without_a_teacher_are_refused(self):
+        with pytest.raises(ConfigError, match="kd_reconstruction, kd_perceptual need a teacher"):
+            SpatialTask(Clock(), None, MAPS, silent_objective(), SpatialConfig())
+        with pytest.raises(ConfigError, match="kd_flow need a teacher"):
+            temporal_task(Clock(), None, replace(NO_KD, kd_flow=1.0))
 
 
 class TestTerms:
@@ -216,7 +277,7 @@ class TestAlignment:
         task = temporal_task(Clock(), Clock(), self.weights, gap)
         assert [task.teacher_entry(k, gap) for k in keyframes] == entries
         clip = clock_clip(8)
-        taught = teacher_rollout(task.teacher, clip.maps, clip.frames, "full").frame
+        taught = task.teacher.teach(clip, clip.maps, "full").frame
         assert [taught[0, entry, 0, 0, 0].item() for entry in entries] == [k * gap for k in keyframes]
         run_step(task, clip)
         assert task.student.seen == [k * gap for k in keyframes]
@@ -422,15 +483,15 @@ class TestTraining:
     def test_the_student_moves_and_the_teacher_stays_bit_equal(self, kind, tmp_path):
         task = real_task(kind)
         _: Task = task
-        teacher = {name: value.clone() for name, value in task.teacher.state_dict().items()}
+        teacher = {name: value.clone() for name, value in task.teacher.generator.state_dict().items()}
         student = {name: value.clone() for name, value in task.student.named_parameters()}
         clip = next(label_clips(50))
         with open_run(tmp_path / "run", {}) as run:
             device = open_device(DeviceConfig(cpu=True, precision="fp32"))
             config = TrainConfig(steps=2, eval_every=2, sample_every=2, log_every=2, checkpoint_every=2)
             fit(task, label_clips, run, config, device, sample_clip=clip, eval_clips=[clip])
-        assert all(torch.equal(value, teacher[name]) for name, value in task.teacher.state_dict().items())
-        assert not any(m.training for m in task.teacher.modules())
+        assert all(torch.equal(value, teacher[name]) for name, value in task.teacher.generator.state_dict().items())
+        assert not any(m.training for m in task.teacher.generator.modules())
         moved = [not torch.equal(value, student[name]) for name, value in task.student.named_parameters()]
         assert sum(moved) > 0.7 * len(moved)
         row = next(row for row in read_metrics(tmp_path / "run") if row["kind"] == "train")

@@ -36,6 +36,7 @@ from fastv2v.data.loader import read_sequence
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.metrics.floors import MeanColourFloor
+from fastv2v.nn.norms import batch_statistics
 from fastv2v.render import start_history
 from fastv2v.run import write_bytes, write_json
 from fastv2v.score import to_uint8
@@ -274,13 +275,14 @@ def _quality(bench: _Bench) -> list[dict[str, Any]]:
     scores: dict[str, list[Mapping[str, Any]]] = {}
     for sequence, clip in zip(bench.folder.sequences, bench.clips, strict=True):
         real = pictures(clip)
-        taught = list(
-            tqdm(
-                synthesise(bench.teacher.generator, bench.stream.manifest.condition, clip, 1, bench.device),
-                total=clip.num_frames,
-                desc=f"teacher {sequence.name}",
+        with batch_statistics(bench.teacher.generator):  # as synthesize does
+            taught = list(
+                tqdm(
+                    synthesise(bench.teacher.generator, bench.stream.manifest.condition, clip, 1, bench.device),
+                    total=clip.num_frames,
+                    desc=f"teacher {sequence.name}",
+                )
             )
-        )
         stream = bench.deliver(condition_maps(clip), real[0])
         delivered = list(tqdm(stream, total=clip.num_frames, desc=f"stream {sequence.name}"))
         made = [item.frame for item in delivered]

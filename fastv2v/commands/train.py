@@ -8,20 +8,22 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import tyro
 
 from distill import presets as distill_presets
+from distill.cache import TaughtFrames
 from distill.presets import SpatialRecipe, TemporalRecipe
 from distill.spatial import SpatialTask
-from distill.teacher import freeze
 from distill.temporal import TemporalTask
+from distill.terms import DistillWeights
 from fastv2v.architecture import (
     Architecture,
     Generator,
     Stage,
+    Trained,
     architecture_dict,
     load_trained,
     video_generator,
@@ -49,8 +51,8 @@ from fastv2v.data.loader import ClipLoader
 from fastv2v.device import Device, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.log import BarProgress, SilentProgress, clock
-from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.features import FeatureConfig, FeatureGenerator
+from fastv2v.nn.generators import VideoConfig, VideoGenerator
 from fastv2v.nn.single_image import SingleImageConfig
 from fastv2v.recipe import UNSET_ROOT, DataRecipe
 from fastv2v.run import open_run
@@ -63,6 +65,8 @@ from teachers.presets import FirstRecipe, TeacherRecipe
 from teachers.task import TeacherTask
 
 _LOG = logging.getLogger(__name__)
+
+Recipe = TypeVar("Recipe", SpatialRecipe, TemporalRecipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +110,13 @@ class TrainSpatial:
 
     data: Path
     """Data set folder; the one the teacher was trained on."""
-    teacher: Path
-    """Run or checkpoint of the teacher."""
     run: Path
     """Run folder of the student."""
+    teacher: Path | None = None
+    """Run or checkpoint of the teacher. Without one the same student is trained alone: what a distilled student must
+    beat."""
+    taught: Path | None = None
+    """What ``fastv2v precompute`` made of that teacher, read in its place: it then need not run."""
     recipe: SpatialRecipe = field(default_factory=SpatialRecipe)
     """What the preset says, open to change."""
     overwrite: bool = False
@@ -124,12 +131,14 @@ class TrainTemporal:
 
     data: Path
     """Data set folder; the one the teacher was trained on."""
-    teacher: Path
-    """Run or checkpoint of the teacher."""
     student: Path
     """Run or checkpoint of the spatially distilled student."""
     run: Path
     """Run folder of the part-time student."""
+    teacher: Path | None = None
+    """Run or checkpoint of the teacher. Without one the student learns alone."""
+    taught: Path | None = None
+    """What ``fastv2v precompute`` made of that teacher, read in its place: it then need not run."""
     recipe: TemporalRecipe = field(default_factory=TemporalRecipe)
     """What the preset says, open to change."""
     overwrite: bool = False
@@ -208,22 +217,70 @@ def train_spatial(args: TrainSpatial) -> FitResult:
     check_flow(recipe.data, recipe.helpers)
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
-    teacher = load_trained(args.teacher)
-    check_stage(teacher, ("teacher",), "the teacher", "a run of train-teacher")
-    check_condition(teacher.architecture, folder, f"the teacher {args.teacher}")
+    teacher = _load_teacher(args.teacher, folder)
+    if teacher is None:
+        recipe = _alone(recipe)
+        args = replace(args, recipe=recipe)
     seed_everything(derive_seed(recipe.train.seed, "weights"))
-    architecture = _architecture(
-        "spatial", recipe.student, teacher.architecture.foreground, recipe.data, folder, loader
-    )
+    foreground = recipe.foreground if teacher is None else teacher.architecture.foreground
+    architecture = _architecture("spatial", recipe.student, foreground, recipe.data, folder, loader)
     student = architecture.build_video()
-    check_size(teacher.generator, architecture.size, "the teacher")
     check_size(student, architecture.size, "the student")
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
-    continue_discriminators(objective, teacher.checkpoint)
-    frozen = freeze(teacher.generator).to(device.device)
-    task = SpatialTask(student, frozen, folder.spec, objective, recipe.task)
-    _LOG.info("student: %.2f M weights (teacher %.2f M)", num_parameters(student) / 1e6, num_parameters(frozen) / 1e6)
+    if teacher is not None:
+        continue_discriminators(objective, teacher.checkpoint)
+    source = _teacher_source(args, teacher, student, architecture, folder, device)
+    task = SpatialTask(student, source, folder.spec, objective, recipe.task)
+    _LOG.info("student: %.2f M weights", num_parameters(student) / 1e6)
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
+
+
+def _load_teacher(path: Path | None, folder: VideoFolder) -> Trained | None:
+    """The teacher of a distillation, if there is one.
+
+    Raises:
+        ConfigError: if it is no teacher, or one of another condition than the data set's.
+    """
+    if path is None:
+        return None
+    teacher = load_trained(path)
+    check_stage(teacher, ("teacher",), "the teacher", "a run of train-teacher")
+    check_condition(teacher.architecture, folder, f"the teacher {path}")
+    _LOG.info("teacher: %.2f M weights", num_parameters(teacher.model) / 1e6)
+    return teacher
+
+
+def _teacher_source(
+    args: TrainSpatial | TrainTemporal,
+    teacher: Trained | None,
+    student: VideoGenerator,
+    architecture: Architecture,
+    folder: VideoFolder,
+    device: Device,
+) -> VideoGenerator | TaughtFrames | None:
+    """What teaches the student: the teacher itself, or what was precomputed of it.
+
+    Raises:
+        ConfigError: if there is no such teacher, or it does not suit the student's data.
+        DataError: if precomputed frames are missing or damaged.
+    """
+    if teacher is None:
+        if args.taught is not None:
+            raise ConfigError("--taught needs --teacher, the teacher it was made by")
+        return None
+    if args.taught is None:
+        check_size(teacher.generator, architecture.size, "the teacher")
+        return teacher.generator.to(device.device)
+    taught = TaughtFrames(args.taught, flow=args.recipe.task.weights.kd_flow > 0)
+    taught.check(folder, teacher.checkpoint, student.history_length)
+    return taught
+
+
+def _alone(recipe: Recipe) -> Recipe:
+    """The recipe of a student without a teacher: no distillation terms."""
+    if active := recipe.task.weights.active():
+        _LOG.info("no --teacher: the student is trained alone, without %s", ", ".join(active))
+    return replace(recipe, task=replace(recipe.task, weights=DistillWeights.none()))
 
 
 def train_temporal(args: TrainTemporal) -> FitResult:
@@ -232,10 +289,11 @@ def train_temporal(args: TrainTemporal) -> FitResult:
     check_flow(recipe.data, recipe.helpers)
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
-    teacher, student = load_trained(args.teacher), load_trained(args.student)
-    check_stage(teacher, ("teacher",), "the teacher", "a run of train-teacher")
+    teacher, student = _load_teacher(args.teacher, folder), load_trained(args.student)
+    if teacher is None:
+        recipe = _alone(recipe)
+        args = replace(args, recipe=recipe)
     check_stage(student, ("spatial", "temporal"), "the student", "a run of train-skd")
-    check_condition(teacher.architecture, folder, f"the teacher {args.teacher}")
     check_condition(student.architecture, folder, f"the student {args.student}")
     seed_everything(derive_seed(recipe.train.seed, "weights"))
     architecture = _architecture(
@@ -246,21 +304,20 @@ def train_temporal(args: TrainTemporal) -> FitResult:
         folder,
         loader,
     )
-    check_size(teacher.generator, architecture.size, "the teacher")
     check_size(student.generator, architecture.size, "the student")
     # Draws one gap for nothing: it refuses clips that even the smallest does not fit into.
     draw_gap(recipe.task.gap, recipe.data.sampling.num_frames, student.generator.history_length, torch.Generator())
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
     continue_discriminators(objective, student.checkpoint)
-    frozen = freeze(teacher.generator).to(device.device)
-    task = TemporalTask(student.generator, frozen, folder.spec, objective, recipe.task)
+    source = _teacher_source(args, teacher, student.generator, architecture, folder, device)
+    task = TemporalTask(student.generator, source, folder.spec, objective, recipe.task)
     least = recipe.task.deployed_gap + 1  # the first keyframe is given, the second is scored
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture, least)
 
 
 def _architecture(
     stage: Stage,
-    generator: CompositeConfig | SingleImageConfig,
+    generator: VideoConfig | SingleImageConfig,
     foreground: tuple[str, ...],
     data: DataRecipe,
     folder: VideoFolder,
@@ -346,22 +403,38 @@ def main_first(argv: list[str]) -> int:
 
 
 def main_spatial(argv: list[str]) -> int:
-    """``fastv2v train-skd PRESET --data DIR --teacher RUN --run DIR ...``."""
+    """``fastv2v train-skd PRESET[:STUDENT] --data DIR --teacher RUN --run DIR ...``."""
+    presets, argv = spatial_presets(), list(argv)
+    if argv and ":" in argv[0]:
+        argv[0], _, student = argv[0].partition(":")
+        presets = {name: (text, with_student(recipe, student)) for name, (text, recipe) in presets.items()}
+    names = ", ".join(student_presets.STUDENTS)
     args = parse_preset(
         "fastv2v train-skd",
-        TrainSpatial.__doc__ or "",
+        f"{TrainSpatial.__doc__} PRESET:STUDENT, such as street:base, takes another student ({names}).",
         {
-            name: (text, TrainSpatial(data=tyro.MISSING, teacher=tyro.MISSING, run=tyro.MISSING, recipe=recipe))
-            for name, (text, recipe) in spatial_presets().items()
+            name: (text, TrainSpatial(data=tyro.MISSING, run=tyro.MISSING, recipe=recipe))
+            for name, (text, recipe) in presets.items()
         },
         argv,
     )
     return report_fit(args.run, train_spatial(args))
 
 
+def with_student(recipe: SpatialRecipe, name: str) -> SpatialRecipe:
+    """The recipe for another student.
+
+    Raises:
+        ConfigError: if there is no student of that name.
+    """
+    if name not in student_presets.STUDENTS:
+        raise ConfigError(f"no student {name!r}; there are {', '.join(student_presets.STUDENTS)}")
+    return replace(recipe, student=student_presets.STUDENTS[name]())
+
+
 def main_temporal(argv: list[str]) -> int:
-    """``fastv2v train-tkd PRESET --data DIR --teacher RUN --student RUN --run DIR ...``."""
-    missing = {"data": tyro.MISSING, "teacher": tyro.MISSING, "student": tyro.MISSING, "run": tyro.MISSING}
+    """``fastv2v train-tkd PRESET --data DIR [--teacher RUN] --student RUN --run DIR ...``."""
+    missing = {"data": tyro.MISSING, "student": tyro.MISSING, "run": tyro.MISSING}
     args = parse_preset(
         "fastv2v train-tkd",
         TrainTemporal.__doc__ or "",
@@ -379,7 +452,7 @@ def spatial_presets() -> dict[str, tuple[str, SpatialRecipe]]:
         build = distill_presets.spatial_demo if small else distill_presets.spatial
         student = student_presets.demo() if small else student_presets.published()
         made = build(student, recipe.data, recipe.helpers, recipe.task.objective, recipe.train)
-        found[name] = (_summary(build, name), made)
+        found[name] = (_summary(build, name), replace(made, foreground=recipe.foreground))
     return found
 
 
