@@ -38,6 +38,7 @@ COMMANDS = {
     "pack": Verb("put a data set into one LMDB database", "fastv2v.commands.pack:main"),
     "train-teacher": Verb("train a full-time teacher", "fastv2v.commands.train:main_teacher"),
     "train-first": Verb("train a generator for the first frames", "fastv2v.commands.train:main_first"),
+    "precompute": Verb("write a teacher's frames, for students to learn from", "fastv2v.commands.precompute:main"),
     "train-skd": Verb("distil a low-resolution student from it", "fastv2v.commands.train:main_spatial"),
     "train-tkd": Verb("make the student part-time: keyframes only", "fastv2v.commands.train:main_temporal"),
     "looks": Verb("learn what the objects of each class look like", "fastv2v.commands.looks:main"),
@@ -47,6 +48,7 @@ COMMANDS = {
     "export": Verb("turn a student into a deployable bundle", "fastv2v.commands.export:main"),
     "stream": Verb("run a bundle: label maps in, every frame out", "fastv2v.commands.stream:main"),
     "benchmark": Verb("measure cost, speed, quality and interpolation", "fastv2v.commands.benchmark:main"),
+    "compare": Verb("hold students against their teacher, with verdicts", "fastv2v.commands.compare:main"),
     "report": Verb("write the page of a benchmark again", "fastv2v.commands.report:main"),
     "import-weights": Verb("turn published weights into a network of ours", "fastv2v.commands.import_weights:main"),
 }
