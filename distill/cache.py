@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -43,6 +44,8 @@ MANIFEST: Final = "manifest.json"
 Kind = Literal["frame", "flow"]
 _TYPES: Final[dict[Kind, type[np.generic]]] = {"frame": np.uint8, "flow": np.float16}
 _CHANNELS: Final[dict[Kind, int]] = {"frame": 3, "flow": 2}
+# What numpy raises over a damaged header.
+_NO_ARRAY: Final = (ValueError, TypeError, KeyError, ArithmeticError, SyntaxError, TokenError, OSError, MemoryError)
 _AGAIN: Final = "make them again: fastv2v precompute"
 
 
@@ -239,9 +242,12 @@ class TaughtWriter:
         """
         assert self.num_done == len(self.record.sequences)
         if not self._is_placed:
+            old = self.folder.with_name(f".{self.folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
             if self.folder.exists():  # only where overwriting was allowed
-                shutil.rmtree(self.folder)
+                self.folder.rename(old)
             self._partial.rename(self.folder)
+            shutil.rmtree(old, ignore_errors=True)
             self._is_placed = True
         return sum(path.stat().st_size for path in self.folder.glob("*.npy"))
 
@@ -385,8 +391,8 @@ class TaughtFrames:
         if path.is_symlink() or not path.is_file():
             raise DataError(f"{path}: there is no such file; copy the folder again, or {_AGAIN}")
         try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+            array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+        except _NO_ARRAY as error:
             raise DataError(f"{path}: not a whole array; copy the folder again, or {_AGAIN}") from error
         rows = len(self.record.sequences[number].stems) - self.record.history_length
         if array.dtype != _TYPES[kind] or array.ndim != 4 or array.shape[:2] != (rows, _CHANNELS[kind]):
@@ -397,6 +403,7 @@ class TaughtFrames:
 
 
 def _array_file(folder: Path, number: int, kind: Kind) -> Path:
+    """Where one array lies: names follow from numbers, so that no manifest can point elsewhere."""
     return folder / f"{number:05d}.{kind}.npy"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -213,9 +214,12 @@ class TestDamage:
     def test_missing_linked_and_cut_files(self, folder, tmp_path):
         file = folder / "00001.frame.npy"
         content = file.read_bytes()
-        file.write_bytes(content[:-1])
-        with pytest.raises(DataError, match=r"00001.frame.npy: not a whole array"):
-            TaughtFrames(folder)
+        packed = io.BytesIO()
+        np.savez(packed, np.zeros(1))
+        for damaged in (content[:-1], content[:20], b"", packed.getvalue(), content.replace(b"(2,", b"(9,", 1)):
+            file.write_bytes(damaged)
+            with pytest.raises(DataError, match=r"00001.frame.npy: not a whole array"):
+                TaughtFrames(folder)
         (tmp_path / "outside.npy").write_bytes(content)
         file.unlink()
         file.symlink_to(tmp_path / "outside.npy")
