@@ -32,6 +32,13 @@ MEASURES: Final = {
 COLUMNS: Final = {"name": "video", "frames": "frames", "num_frames": "count"} | MEASURES
 """Columns of a quality table."""
 
+TEACHER_MEASURES: Final = {
+    "teacher_psnr_db": "PSNR dB to teacher",
+    "teacher_ssim": "SSIM to teacher",
+    "teacher_vmaf": "VMAF to teacher",
+}
+"""Likeness to the teacher's frames in place of the real ones; only where these are given."""
+
 REAL: Final = "real video"
 MEAN_COLOUR: Final = "floor: mean colour per label"
 PREVIOUS_FRAME: Final = "floor: previous real frame"
@@ -45,6 +52,7 @@ def score_video(
     keyframe_mask: Sequence[bool] | None = None,
     flows: Motion | None = None,
     with_vmaf: bool = True,
+    teacher: Frames | None = None,
 ) -> dict[str, Any]:
     """Score one video against the real one, frame by frame of the same index.
 
@@ -59,6 +67,7 @@ def score_video(
         keyframe_mask: T truth values, True where the frame was synthesised and False where it was interpolated.
         flows: motion of the real video, when it is known already.
         with_vmaf: also run VMAF, which needs 32x32 pixels.
+        teacher: T frames of the teacher's own rollout; adds ``TEACHER_MEASURES``.
 
     Returns:
         ``name``, and under ``all``, ``keyframes`` and ``interpolated`` the measures with ``num_frames``; None for a set
@@ -73,6 +82,9 @@ def score_video(
         raise ShapeError(f"{name}: {len(keyframe_mask)} keyframe marks for {len(frames)} frames")
     try:
         per_frame = _score_frames(frames, real, flows, with_vmaf)
+        if teacher is not None:
+            likeness = _likeness(frames, teacher, with_vmaf)
+            per_frame |= {f"teacher_{key}": values for key, values in likeness.items()}
     except ShapeError as error:
         raise ShapeError(f"{name}: {error}") from error
     everything = np.ones(len(frames), bool)
@@ -166,15 +178,22 @@ def quality_table(
 
 def _score_frames(frames: Frames, real: Frames, motion: Motion | None, with_vmaf: bool) -> dict[str, NDArray[Any]]:
     """Every measure as one value a frame, NaN where a frame has none."""
-    pairs = list(aligned(frames, real))
+    likeness = _likeness(frames, real, with_vmaf)
     motion = flows_and_masks(real) if motion is None else motion
     first = np.full(1, np.nan)
+    return likeness | {
+        "warping_error": np.concatenate([first, warping_errors(frames, *motion)]),
+        "flicker": np.concatenate([first, flickers(frames, real)]),
+    }
+
+
+def _likeness(frames: Frames, reference: Frames, with_vmaf: bool) -> dict[str, NDArray[Any]]:
+    """The measures that need no motion, one value a frame."""
+    pairs = list(aligned(frames, reference))
     return {
         "psnr_db": np.array([psnr(a, b) for a, b in pairs]),
         "ssim": np.array([ssim(a, b) for a, b in pairs]),
-        "vmaf": np.array(vmaf(frames, real).per_frame if with_vmaf else np.full(len(pairs), np.nan)),
-        "warping_error": np.concatenate([first, warping_errors(frames, *motion)]),
-        "flicker": np.concatenate([first, flickers(frames, real)]),
+        "vmaf": np.array(vmaf(frames, reference).per_frame if with_vmaf else np.full(len(pairs), np.nan)),
     }
 
 
@@ -182,12 +201,15 @@ def _pool(per_frame: Mapping[str, NDArray[np.float64]], chosen: NDArray[np.bool_
     """Means over the chosen frames; None if there are none."""
     if not chosen.any():
         return None
-    means = {key: nan_mean(values[chosen]) for key, values in per_frame.items() if key != "vmaf"}
-    scores: Scores = {"num_frames": int(chosen.sum())} | {key: _none_for_nan(value) for key, value in means.items()}
-    vmaf_values = per_frame["vmaf"][chosen]
-    pooled = None if np.isnan(vmaf_values).any() else pool_vmaf(vmaf_values)
-    scores["vmaf"] = None if pooled is None else pooled.harmonic_mean
-    scores["vmaf_p5"] = None if pooled is None else pooled.percentile_5
+    scores: Scores = {"num_frames": int(chosen.sum())}
+    for key, values in per_frame.items():
+        if not key.endswith("vmaf"):
+            scores[key] = _none_for_nan(nan_mean(values[chosen]))
+            continue
+        pooled = None if np.isnan(values[chosen]).any() else pool_vmaf(values[chosen])
+        scores[key] = None if pooled is None else pooled.harmonic_mean
+        if key == "vmaf":
+            scores["vmaf_p5"] = None if pooled is None else pooled.percentile_5
     return scores
 
 
@@ -196,7 +218,7 @@ def _mean(scores: Sequence[Scores | None]) -> Scores | None:
     if not present:
         return None
     mean: Scores = {"num_frames": sum(int(s["num_frames"] or 0) for s in present)}
-    for key in MEASURES:
+    for key in [key for key in MEASURES | TEACHER_MEASURES if key in present[0]]:
         mean[key] = _none_for_nan(nan_mean(np.array([math.nan if s[key] is None else s[key] for s in present], float)))
     return mean
 

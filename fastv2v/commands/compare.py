@@ -1,0 +1,559 @@
+"""``fastv2v compare``: students beside their teacher on held-out frames, with verdicts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import cv2
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from benchmarks import cost as costs
+from benchmarks.comparison import (
+    QUALITY_COLUMNS,
+    TEACHER_COLUMNS,
+    VERDICT_COLUMNS,
+    Comparison,
+    Criteria,
+    Row,
+    Verdict,
+    Video,
+    deliver,
+    group_rows,
+    verdicts,
+    with_spread,
+)
+from benchmarks.cost import step_cost
+from benchmarks.features import DIMENSION, FD_IMAGE, EfficientNetFeatures
+from benchmarks.judge import Judge, JudgeConfig, check_judge_file, judged_classes, load_judge, save_judge, train_judge
+from benchmarks.quality import MEAN_COLOUR, PREVIOUS_FRAME, REAL
+from benchmarks.results import BenchmarkResult, format_table, write_result
+from fastv2v.architecture import Trained, load_trained
+from fastv2v.commands.arguments import parse
+from fastv2v.commands.benchmark import pictures
+from fastv2v.commands.parts import check_condition, check_stage, data_of
+from fastv2v.commands.synthesize import output_name
+from fastv2v.config import to_dict
+from fastv2v.data.clip import Clip
+from fastv2v.data.folder import VideoFolder, open_folder
+from fastv2v.data.loader import read_sequence
+from fastv2v.device import Device, DeviceConfig, open_device
+from fastv2v.errors import ConfigError
+from fastv2v.metrics.drift import EARLY, LATE, Window, check_windows
+from fastv2v.metrics.floors import MeanColourFloor, previous_frame_floor
+from fastv2v.metrics.frechet import has_few_samples
+from fastv2v.metrics.vmaf import MIN_SIDE
+from fastv2v.nn.norms import batch_statistics
+from fastv2v.run import contact_sheet, write_json
+from fastv2v.video import write_image, write_video
+from interpolate.keyframes import uniform_keyframes
+
+_LOG = logging.getLogger(__name__)
+
+TEACHER: Final = "teacher"
+RESULT: Final = "comparison.json"
+"""Means and spreads of all groups; marks a folder as a comparison."""
+JUDGE: Final = "judge.safetensors"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_TAKEN: Final = (TEACHER, "real")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Roll teacher and students out over held-out frames, score them alike, say whether a student is good."""
+
+    teacher: Path
+    """Run or checkpoint of the teacher. It synthesises every frame, its norms going by each frame's own statistics."""
+    student: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+    """NAME=RUN[,RUN...]: one group of students, its runs differing in their seed only. Repeat the option for further
+    groups. Students synthesise keyframes, with running statistics as they are deployed."""
+    data: Path
+    """Data set folder; its held-out part is used."""
+    out: Path
+    """Folder for results, videos and pictures. An earlier comparison there is replaced as a whole, once this one is
+    complete; any other folder that is not empty is refused."""
+    gap: int = 4
+    """Distance between two keyframes of the students; frames between them are interpolated."""
+    given_frames: int = 1
+    """Real frames that every rollout starts from; they are not scored."""
+    max_frames: int | None = None
+    """At most this many frames of each sequence."""
+    judge: Path | None = None
+    """Segmentation judge, NAME.safetensors; where there is no such file one is trained on the real frames of the
+    training part and written there, so that every comparison on a data set has the same. By default it lies in
+    --out."""
+    judging: JudgeConfig = field(default_factory=JudgeConfig)
+    """How the judge is trained."""
+    vmaf: bool = True
+    """Also run VMAF."""
+    drift_early: Window = EARLY
+    """Frames whose quality drift starts from, START STOP, counted from the first frame of a sequence."""
+    drift_late: Window = LATE
+    """Frames at which quality is taken again; drift is left out where a sequence is shorter."""
+    criteria: Annotated[Criteria, tyro.conf.arg(name="")] = field(default_factory=Criteria)
+    """What is asked of a student; the exit status is 1 if anything is missed."""
+    fps: float = 15.0
+    """Rate of the written videos."""
+    threads: int | None = None
+    """CPU threads; all by default."""
+    quiet: bool = False
+    """Show no progress bar."""
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    """Where and in what precision the networks run."""
+
+    def __post_init__(self) -> None:
+        if self.gap < 1 or self.given_frames < 1 or not 0 < self.fps < 1000:
+            raise ConfigError(
+                "gap and given_frames must be at least 1 and fps lie between 0 and 1000, got "
+                f"{self.gap}, {self.given_frames} and {self.fps}"
+            )
+        if self.max_frames is not None and self.max_frames < 2:
+            raise ConfigError(f"max_frames must be at least 2, got {self.max_frames}")
+        if self.judge is not None:
+            check_judge_file(self.judge)
+        check_windows(self.drift_early, self.drift_late)
+        groups = parse_groups(self.student)
+        for option, name in (("subject", self.criteria.subject), ("alone", self.criteria.alone)):
+            if name is not None and name not in groups:
+                raise ConfigError(f"--{option} names no student: there are {', '.join(groups)}, got {name}")
+        if self.criteria.alone == (self.criteria.subject or next(iter(groups))):
+            raise ConfigError("--alone names the student that is judged; name the one trained without a teacher")
+        if self.criteria.within_vmaf is not None and not self.vmaf:
+            raise ConfigError("--within-vmaf needs VMAF; leave --no-vmaf out")
+
+
+def parse_groups(words: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Groups of runs from ``NAME=RUN[,RUN...]``.
+
+    Raises:
+        ConfigError: if a word has another form, a name is taken, or a run is named twice.
+    """
+    groups: dict[str, tuple[Path, ...]] = {}
+    for word in words:
+        name, _, runs = word.partition("=")
+        paths = tuple(Path(run) for run in runs.split(","))
+        if not _NAME.fullmatch(name) or not all(runs.split(",")):
+            raise ConfigError(f"--student is NAME=RUN[,RUN...], a name of letters, digits and . _ + -, got {word!r}")
+        if name in groups or name in _TAKEN:
+            raise ConfigError(f"--student {name}: another row has this name; choose one for each group of runs")
+        if len(set(paths)) != len(paths):
+            raise ConfigError(f"--student {name}: a run is named twice; a spread needs runs of different seeds")
+        groups[name] = paths
+    if not groups:
+        raise ConfigError("nothing is compared; name students with --student NAME=RUN[,RUN...]")
+    return groups
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One model of the comparison."""
+
+    name: str
+    group: str
+    run: Path
+    trained: Trained
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.group == TEACHER
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What is compared on what, checked."""
+
+    args: Compare
+    device: Device
+    models: list[_Model]
+    folder: VideoFolder
+    lengths: tuple[int, ...]
+
+    @property
+    def groups(self) -> dict[str, list[_Model]]:
+        """Models by group, the teacher first."""
+        found: dict[str, list[_Model]] = {}
+        for model in self.models:
+            found.setdefault(model.group, []).append(model)
+        return found
+
+    @property
+    def keyframe_fraction(self) -> float:
+        """Synthesised among delivered frames of a student."""
+        first = self.args.given_frames - 1
+        made = sum(len(uniform_keyframes(count - first, self.args.gap)) - 1 for count in self.lengths)
+        return made / sum(count - self.args.given_frames for count in self.lengths)
+
+    @property
+    def training_part(self) -> VideoFolder:
+        """Real frames that all models may have learnt from."""
+        return open_folder(replace(self.folder.config, phase="train"))
+
+
+def _set_up(args: Compare) -> _Setup:
+    """Load everything and refuse what cannot be compared.
+
+    Raises:
+        ConfigError: if a run is of another condition, size or held-out part, a group mixes networks, a sequence is
+            shorter than the gap, or something is asked that cannot be measured here.
+    """
+    device = open_device(args.device)
+    models = [_Model(TEACHER, TEACHER, args.teacher, load_trained(args.teacher))]
+    check_stage(models[0].trained, ("teacher",), "the teacher of a comparison", "a run of train-teacher")
+    for group, runs in parse_groups(args.student).items():
+        for number, run in enumerate(runs, start=1):
+            name = group if len(runs) == 1 else f"{group}/{number}"
+            models.append(_Model(name, group, run, load_trained(run)))
+    teacher = models[0].trained.architecture
+    folder = open_folder(data_of(teacher, args.data, "test"))
+    for model in models:
+        _check_model(model, teacher.size, folder, args.data)
+        model.trained.generator.to(device.device)
+    lengths = tuple(min(count, args.max_frames or count) for count in folder.lengths)
+    setup = _Setup(args, device, models, folder, lengths)
+    for group, members in setup.groups.items():
+        if any(m.trained.architecture.generator != members[0].trained.architecture.generator for m in members):
+            raise ConfigError(f"--student {group}: its runs are different networks; give each network its own name")
+    for sequence, count in zip(folder.sequences, lengths, strict=True):
+        if count < args.given_frames + args.gap:
+            raise ConfigError(
+                f"sequence '{sequence.name}' has {count} frames, and a gap of {args.gap} after {args.given_frames} "
+                f"given needs {args.given_frames + args.gap}; lower --gap or take longer sequences"
+            )
+    _check_asked(setup)
+    return setup
+
+
+def _check_model(model: _Model, size: tuple[int, int], folder: VideoFolder, data: Path) -> None:
+    """Refuse a run that was trained on something else, or on frames it would be judged by."""
+    architecture = model.trained.architecture
+    check_condition(architecture, folder, str(model.run))
+    if architecture.size != size:
+        raise ConfigError(
+            f"{model.run} was trained at {architecture.size} and the teacher at {size} (height, width); compare runs "
+            "of one size"
+        )
+    held_out = open_folder(data_of(architecture, data, "test"))
+    unseen = {(s.name, stem) for s in held_out.sequences for stem in s.stems}
+    for sequence in folder.sequences:
+        for stem in sequence.stems:
+            if (sequence.name, stem) not in unseen:
+                raise ConfigError(
+                    f"{model.run} was trained on frame {stem} of sequence '{sequence.name}', which the teacher holds "
+                    "out; train it with the teacher's --recipe.data.folder.test-tail"
+                )
+
+
+def _check_asked(setup: _Setup) -> None:
+    """Refuse criteria that nothing here could answer, before any work."""
+    args, criteria = setup.args, setup.args.criteria
+    beats = criteria.beats or ()
+    if setup.folder.spec.kind != "labels":
+        if args.judge is not None or criteria.within_miou is not None or "miou" in beats:
+            raise ConfigError(f"segmentation is judged for label maps only, not for {setup.folder.spec.describe()}")
+    else:
+        judged_classes(setup.folder.spec, args.judging)
+    if "vmaf" in beats and not args.vmaf:
+        raise ConfigError("--beats vmaf needs VMAF; leave --no-vmaf out")
+    if args.vmaf and min(setup.models[0].trained.architecture.size) < MIN_SIDE:
+        raise ConfigError(f"VMAF needs frames of at least {MIN_SIDE}x{MIN_SIDE} pixels; pass --no-vmaf")
+    shortest = min(setup.lengths)
+    if shortest < args.drift_late[1] or args.drift_early[0] < args.given_frames:
+        said = (
+            f"drift from frames {args.drift_early} to {args.drift_late} needs sequences of {args.drift_late[1]} frames "
+            f"and no given frame in them; the shortest has {shortest}: choose --drift-early and --drift-late"
+        )
+        if criteria.max_drift is not None:
+            raise ConfigError(said)
+        _LOG.warning("%s; it is left out", said)
+
+
+def _open_judge(setup: _Setup, out: Path) -> Judge | None:
+    """The judge of this data set: the file that was named, that of the comparison to be replaced, or a fresh one."""
+    if setup.folder.spec.kind != "labels":
+        return None
+    args, training = setup.args, setup.training_part
+    named = args.judge or args.out / JUDGE
+    if named.is_file():
+        judge = load_judge(named, training, args.judging)
+    else:
+        with tqdm(total=args.judging.steps, desc="segmentation judge", unit="step", disable=args.quiet) as bar:
+            judge = train_judge(training, args.judging, lambda step, loss: bar.update(step - bar.n))
+    if args.judge is None:
+        save_judge(out / JUDGE, judge)
+    elif not named.is_file():
+        save_judge(named, judge)
+    judge.network.to(setup.device.device)
+    return judge
+
+
+def _mean_colours(setup: _Setup) -> MeanColourFloor | None:
+    """Mean colour of each label over the training part; None without labels."""
+    if setup.folder.spec.kind != "labels":
+        return None
+    folder = setup.training_part
+
+    def pairs() -> Iterator[tuple[NDArray[np.integer[Any]], NDArray[np.uint8]]]:
+        for i in tqdm(range(len(folder.sequences)), desc="mean colours", disable=setup.args.quiet):
+            clip = read_sequence(folder, i)
+            assert clip.labels is not None  # the condition is of labels
+            yield from zip(clip.labels[0].numpy(), pictures(clip), strict=True)
+
+    return MeanColourFloor.fit(pairs())
+
+
+def _roll_out(setup: _Setup, model: _Model, clip: Clip) -> Iterator[Any]:
+    """The frames of one model after the given ones: a teacher's all synthesised, a student's at the gap."""
+    generator, args = model.trained.generator, setup.args
+    with batch_statistics(generator) if model.is_teacher else nullcontext():
+        yield from deliver(
+            generator,
+            setup.folder.spec,
+            clip,
+            gap=1 if model.is_teacher else args.gap,
+            given_frames=args.given_frames,
+            device=setup.device,
+        )
+
+
+def _compare(setup: _Setup, comparison: Comparison, out: Path) -> None:
+    """Roll out, score and film one sequence after the other."""
+    args, floor = setup.args, _mean_colours(setup)
+    students = [model.name for model in setup.models if not model.is_teacher]
+    rows_each = len(setup.models) + 2 + (floor is not None)
+    rolled = sum(count - args.given_frames for count in setup.lengths) * len(setup.models)
+    scored = rows_each * len(setup.lengths)
+    with (
+        tqdm(total=rolled, desc="rollouts", unit="frame", disable=args.quiet) as frames_bar,
+        tqdm(total=scored, desc="scores", unit="video", disable=args.quiet) as videos_bar,
+    ):
+        for i, (sequence, count) in enumerate(zip(setup.folder.sequences, setup.lengths, strict=True)):
+            clip = read_sequence(setup.folder, i, 0, count)
+            shown = pictures(clip)
+            real, before = shown[args.given_frames :], shown[args.given_frames - 1]
+            labels = None if clip.labels is None else list(clip.labels[0, args.given_frames :].numpy())
+            videos = {REAL: Video(real)}
+            if floor is not None and labels is not None:
+                videos[MEAN_COLOUR] = Video([floor.paint(x) for x in labels])
+            videos[PREVIOUS_FRAME] = Video(previous_frame_floor(real, before))
+            for model in setup.models:
+                made = _counted(_roll_out(setup, model, clip), frames_bar)
+                videos[model.name] = Video.collect(made, part_time=not model.is_teacher)
+            scored_names = comparison.add(
+                sequence.name,
+                real,
+                videos,
+                labels=labels,
+                teacher=videos[TEACHER].frames,
+                students=students,
+                given_frames=args.given_frames,
+            )
+            for _ in scored_names:
+                videos_bar.update()
+            first_runs = {group: videos[members[0].name].frames for group, members in setup.groups.items()}
+            _write_pictures(out, output_name(setup.folder, sequence), {"real": real, **first_runs}, args.fps)
+
+
+def _counted(frames: Iterator[Any], bar: tqdm[Any]) -> Iterator[Any]:
+    for frame in frames:
+        bar.update()
+        yield frame
+
+
+def _write_pictures(out: Path, name: str, rows: Mapping[str, Sequence[NDArray[np.uint8]]], fps: float) -> None:
+    """A film with all models side by side, and a sheet of four frames."""
+    file = out / "videos" / f"{name}.mp4"
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+    def columns() -> Iterator[NDArray[np.uint8]]:
+        for pictures_of_t in zip(*rows.values(), strict=True):
+            yield np.hstack([_titled(title, x) for title, x in zip(rows, pictures_of_t, strict=True)])
+
+    write_video(file, columns(), fps, crf=16)
+    write_image(
+        out / "pictures" / f"{name}.png",
+        contact_sheet({title: np.stack(frames) for title, frames in rows.items()}, max_columns=4, cell_width=512),
+    )
+
+
+def _titled(title: str, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A frame below its name."""
+    strip = np.full((20, frame.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, title, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([strip, frame])
+
+
+def _cost_rows(setup: _Setup) -> list[Row]:
+    """Multiply-adds of teacher and groups, and how many times fewer a group needs."""
+    size = setup.models[0].trained.architecture.size
+    rows: list[Row] = []
+    for group, (first, *_) in setup.groups.items():
+        fraction = 1.0 if first.is_teacher else setup.keyframe_fraction
+        counted = step_cost(first.trained.generator, setup.folder.spec.channels, size, keyframe_fraction=fraction)
+        row = counted.row(group)
+        for key in ("gmacs_per_frame", "output_position_gmacs_per_frame"):
+            row[f"times_fewer_{key}"] = _number((rows[0] if rows else row)[key]) / _number(row[key])
+        rows.append(row)
+    return rows
+
+
+COST_COLUMNS: Final = costs.COLUMNS | {
+    "times_fewer_gmacs_per_frame": "x fewer",
+    "times_fewer_output_position_gmacs_per_frame": "x fewer (output positions)",
+}
+
+
+def _number(value: Any) -> float:
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison found."""
+
+    groups: list[Row]
+    """Mean and spread of every group, the floors and the real video, for each set of frames."""
+    runs: list[Row]
+    """Scores of every single run."""
+    cost: list[Row]
+    """Multiply-adds of teacher and groups."""
+    verdicts: list[Verdict]
+    """What was asked, and whether it holds; empty if nothing was."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was asked holds."""
+        return all(verdict.passed for verdict in self.verdicts)
+
+
+def run_compare(args: Compare) -> Outcome:
+    """Compare, and write everything into the output folder.
+
+    Raises:
+        ConfigError: if the output folder holds something else, or something cannot be compared.
+    """
+    if args.out.is_file() or (args.out.exists() and not (args.out / RESULT).is_file() and any(args.out.iterdir())):
+        raise ConfigError(f"{args.out} is not empty and holds no earlier comparison; name another folder with --out")
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    cv2.setNumThreads(torch.get_num_threads())
+    setup = _set_up(args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
+    try:
+        outcome = _measure(setup, staging)
+        staging.chmod(0o755)
+        if args.out.exists():
+            shutil.rmtree(args.out)
+        staging.rename(args.out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return outcome
+
+
+def _measure(setup: _Setup, out: Path) -> Outcome:
+    """Everything, into a fresh folder."""
+    args = setup.args
+    cost = _cost_rows(setup)
+    judge = _open_judge(setup, out)
+    comparison = Comparison(
+        features=EfficientNetFeatures().to(setup.device.device),
+        judge=judge,
+        with_vmaf=args.vmaf,
+        early=args.drift_early,
+        late=args.drift_late,
+    )
+    _compare(setup, comparison, out)
+    found = comparison.rows()
+    members = {name: [found[model.name] for model in models] for name, models in setup.groups.items()}
+    in_groups = {model.name for model in setup.models}
+    others = {name: [rows] for name, rows in found.items() if name not in in_groups}
+    groups = [row for name, runs in (others | members).items() for row in group_rows(name, runs)]
+    by_name = {model.name: model for model in setup.models}
+    runs = [
+        row | ({"run": str(by_name[name].run), "step": by_name[name].trained.step} if name in by_name else {})
+        for name, rows in found.items()
+        for row in rows
+    ]
+    shares = {str(row["name"]): 1 / _number(row["times_fewer_gmacs_per_frame"]) for row in cost}
+    delivered = {str(row["name"]): row for row in groups if row["frames"] == "all"}
+    judged = verdicts(args.criteria, delivered, TEACHER, shares) if args.criteria.asks_anything else []
+    outcome = Outcome(groups, runs, cost, judged)
+    _write(setup, outcome, comparison, judge, out)
+    return outcome
+
+
+def _write(setup: _Setup, outcome: Outcome, comparison: Comparison, judge: Judge | None, out: Path) -> None:
+    """The result files."""
+    args = setup.args
+    settings = {
+        "command": to_dict(args),
+        "size": list(setup.models[0].trained.architecture.size),
+        "frames": dict(zip((s.name for s in setup.folder.sequences), setup.lengths, strict=True)),
+        "checkpoints": {model.name: str(model.trained.checkpoint) for model in setup.models},
+        "judge": None if judge is None else judge.record,
+    }
+    verdict_rows = [verdict._asdict() for verdict in outcome.verdicts]
+    suites = {"comparison": outcome.groups, "runs": outcome.runs, "cost": outcome.cost, "verdicts": verdict_rows}
+    for suite, rows in suites.items():
+        if rows:
+            result = BenchmarkResult(
+                suite=suite,
+                rows=tuple(rows),
+                device=str(setup.device.device.type),
+                threads=torch.get_num_threads(),
+                precision=str(setup.device.dtype).removeprefix("torch."),
+                settings=settings,
+            )
+            write_result(out / f"{suite}.json", result)
+    write_json(out / "curves.json", comparison.curves)
+
+
+def main(argv: list[str]) -> int:
+    """``fastv2v compare --teacher RUN --student NAME=RUN[,RUN...] --data DIR --out DIR``."""
+    args = parse(Compare, "fastv2v compare", argv)
+    outcome = run_compare(args)
+    shown = with_spread(outcome.groups)
+    print(f"\nagainst the real frames\n{format_table(shown, QUALITY_COLUMNS)}")
+    print(f"\nagainst the teacher's frames, and whole rollouts\n{format_table(shown, TEACHER_COLUMNS)}")
+    print(f"\ncost\n{format_table(outcome.cost, COST_COLUMNS)}")
+    few = min(int(str(row["fd_samples"])) for row in outcome.groups)
+    if has_few_samples(few, DIMENSION):
+        _LOG.warning(
+            "%s was taken over %d frames, fewer than %d: it ranks models of this table and means nothing alone",
+            FD_IMAGE,
+            few,
+            2 * DIMENSION,
+        )
+    if outcome.verdicts:
+        rows = [verdict._asdict() for verdict in outcome.verdicts]
+        print(f"\nverdict\n{format_table(rows, VERDICT_COLUMNS)}")
+        if args.criteria.alone is not None and any(row["runs"] == 1 for row in outcome.groups if row["runs"]):
+            _warn_single_runs(args)
+    print(f"\nvideos side by side lie in {args.out / 'videos'}, pictures in {args.out / 'pictures'}")
+    document = {
+        "out": str(args.out),
+        "passed": outcome.passed if outcome.verdicts else None,
+        "verdicts": [verdict._asdict() for verdict in outcome.verdicts],
+        "groups": outcome.groups,
+        "cost": outcome.cost,
+    }
+    print(json.dumps(document))
+    return 0 if outcome.passed else 1
+
+
+def _warn_single_runs(args: Compare) -> None:
+    """Say that one run has no spread."""
+    single = [name for name, runs in parse_groups(args.student).items() if len(runs) == 1]
+    if single:
+        _LOG.warning("%s: one run has no spread over seeds; give at least three", ", ".join(single))
