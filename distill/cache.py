@@ -114,8 +114,8 @@ def rollout_spans(num_frames: int, history_length: int, window: int) -> list[Spa
     """Cut a sequence into rollouts that each begin with a whole history of real frames.
 
     A teacher drifts away from the real frames; a student that is shown short rollouts, as in training, learns from
-    fresh ones. Rollouts overlap, so that all kept frames but the first of the sequence were made from a history of the
-    teacher's own.
+    fresh ones. Rollouts overlap, so that all kept frames but the first N-1 of a sequence were made from a whole history
+    of the teacher's own.
 
     Args:
         num_frames: T, frames of the sequence.

@@ -32,19 +32,17 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Precompute:
-    """Write what a teacher makes of its training data, so that it need not run while students are trained (--taught).
-
-    The same command goes on with the sequence at which it was stopped.
-    """
+    """Write what a teacher makes of its training data, for students to learn from (--taught) while it rests."""
 
     teacher: Path
     """Run or checkpoint of the teacher."""
     data: Path
     """Data set folder; the one the teacher was trained on."""
     out: Path
-    """Folder for the teacher's frames: 3 bytes a pixel of 8-bit RGB."""
+    """Folder for the teacher's frames, 3 bytes a pixel. It appears when it is complete; the same command goes on with
+    the sequence at which it was stopped."""
     flow: bool = False
-    """Keep the teacher's flow as well, for the term kd_flow: 4 more bytes a pixel, half precision."""
+    """Keep the teacher's flow as well, for the term kd_flow: 4 more bytes a pixel."""
     window: int = 28
     """The rollout begins again from real frames after so many frames, before the teacher drifts too far; 0 never."""
     max_frames: int | None = None
