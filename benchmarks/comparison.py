@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.features import FD_IMAGE, FD_VIDEO, EfficientNetFeatures, frame_features
 from benchmarks.judge import Judge
+from benchmarks.pretrained import LPIPS, I3DFeatures, InceptionFeatures
 from benchmarks.quality import MEASURES, TEACHER_MEASURES, mean_scores, score_rows, score_video
 from benchmarks.results import Scalar, format_number
 from fastv2v.contracts import StepModel
@@ -45,6 +47,9 @@ SETS: Final[tuple[Set, ...]] = ("all", "keyframes", "interpolated")
 SET_MEASURES: Final = {
     "fd_efficientnet_lite0": FD_IMAGE,
     "fd_video_efficientnet_lite0": FD_VIDEO,
+    "fid": "FID",
+    "fvd": "FVD",
+    "lpips": "LPIPS",
     "drift_db": "drift dB",
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
@@ -60,6 +65,10 @@ QUALITY_COLUMNS: Final = {"name": "model", "frames": "frames", "runs": "runs"} |
     )
 }  # fmt: skip
 """Columns of the first table: against the real frames."""
+PRETRAINED_COLUMNS: Final = {"name": "model", "frames": "frames"} | {
+    key: SET_MEASURES[key] for key in ("fid", "fvd", "lpips")
+}
+"""Columns of the third table: what needs networks that do not come with a package."""
 TEACHER_COLUMNS: Final = {"name": "model", "frames": "frames"} | {
     key: ALL_MEASURES[key]
     for key in (*TEACHER_MEASURES, "drift_db", "fd_video_efficientnet_lite0", "class_accuracy", "vmaf_p5")
@@ -146,8 +155,24 @@ class Video(NamedTuple):
         count = len(self.frames)
         if frames == "all":
             return list(range(count))
-        marks = self.is_keyframe or [None] * count
-        return [t for t, mark in enumerate(marks) if mark is (frames == "keyframes")]
+        marks = self.is_keyframe or ()
+        return [t for t, mark in enumerate(marks) if mark == (frames == "keyframes")]
+
+
+_Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Features of a model's frames and of the real ones, for one sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Networks that the user named files of; None leaves their measure out."""
+
+    inception: InceptionFeatures | None = None
+    """For FID."""
+    i3d: I3DFeatures | None = None
+    """For FVD, of all frames; sequences are cut into its clips."""
+    lpips: LPIPS | None = None
+    """For LPIPS."""
 
 
 @dataclass
@@ -155,8 +180,8 @@ class _Tally:
     """What is kept of one model while sequences come in."""
 
     videos: list[Mapping[str, Any]] = field(default_factory=list)
-    features: dict[Set, list[NDArray[np.float32]]] = field(default_factory=lambda: {s: [] for s in SETS})
-    real_features: dict[Set, list[NDArray[np.float32]]] = field(default_factory=lambda: {s: [] for s in SETS})
+    features: dict[tuple[str, Set], list[_Pair]] = field(default_factory=dict)
+    lpips: dict[Set, list[float]] = field(default_factory=dict)
     confusion: dict[Set, NDArray[np.int64]] = field(default_factory=dict)
     curves: dict[str, list[float | None]] = field(default_factory=dict)
 
@@ -167,6 +192,7 @@ class Comparison:
     Args:
         features: network of the Fréchet distances.
         judge: of segmentation; None leaves these measures out.
+        pretrained: networks of further measures.
         with_vmaf: also run VMAF.
         early: frames whose quality drift starts from, see ``fastv2v.metrics.drift``.
         late: frames at which it is taken again; drift is None unless every sequence reaches them.
@@ -180,12 +206,19 @@ class Comparison:
         *,
         features: EfficientNetFeatures,
         judge: Judge | None,
+        pretrained: Pretrained | None = None,
         with_vmaf: bool = True,
         early: Window = EARLY,
         late: Window = LATE,
     ) -> None:
         check_windows(early, late)
-        self._features, self._judge, self._with_vmaf = features, judge, with_vmaf
+        self._judge, self._with_vmaf = judge, with_vmaf
+        self._pretrained = pretrained or Pretrained()
+        self._extractors: dict[str, Callable[[Sequence[Frame]], NDArray[np.float32]]] = {
+            "fd_efficientnet_lite0": partial(frame_features, features)
+        }
+        if self._pretrained.inception is not None:
+            self._extractors["fid"] = self._pretrained.inception
         self._windows = early, late
         self._tallies: dict[str, _Tally] = {}
 
@@ -219,7 +252,9 @@ class Comparison:
         """
         if labels is not None and len(labels) != len(real):
             raise ShapeError(f"{sequence}: {len(labels)} label maps for {len(real)} frames; they are compared by index")
-        motion, real_features = flows_and_masks(real), frame_features(self._features, real)
+        motion = flows_and_masks(real)
+        real_features = {key: extract(real) for key, extract in self._extractors.items()}
+        real_clips = None if self._pretrained.i3d is None else self._pretrained.i3d(real)
         compared = frozenset(students)
         for name, video in videos.items():
             tally = self._tallies.setdefault(name, _Tally())
@@ -236,17 +271,25 @@ class Comparison:
             )
             curve = [psnr(frame, original) for frame, original in zip(video.frames, real, strict=True)]
             tally.curves[sequence] = [None] * given_frames + curve
-            made = frame_features(self._features, video.frames)
             matrices = None
             if self._judge is not None and labels is not None:
                 judged = zip(video.frames, labels, strict=True)
                 matrices = np.stack([self._judge.confusion(frame, truth) for frame, truth in judged])
+            made = {key: extract(video.frames) for key, extract in self._extractors.items()}
+            lpips = self._pretrained.lpips
+            distances = None if lpips is None else np.array(lpips.distances(video.frames, real))
             for frames in SETS:
                 if chosen := video.indices(frames):
-                    tally.features[frames].append(made[chosen])
-                    tally.real_features[frames].append(real_features[chosen])
+                    for key, features in made.items():
+                        pair = features[chosen], real_features[key][chosen]
+                        tally.features.setdefault((key, frames), []).append(pair)
                     if matrices is not None:
                         tally.confusion[frames] = tally.confusion.get(frames, 0) + matrices[chosen].sum(axis=0)
+                    if distances is not None:
+                        tally.lpips.setdefault(frames, []).append(float(distances[chosen].mean()))
+            if self._pretrained.i3d is not None and real_clips is not None and len(real_clips):
+                pair = self._pretrained.i3d(video.frames), real_clips
+                tally.features.setdefault(("fvd", "all"), []).append(pair)
             yield name
 
     @property
@@ -269,12 +312,18 @@ class Comparison:
 
     def _row(self, row: Row, tally: _Tally) -> Row:
         frames: Set = row["frames"]  # type: ignore[assignment]
-        made, real = (np.concatenate(x[frames]) for x in (tally.features, tally.real_features))
-        row |= {"fd_efficientnet_lite0": _distance(made, real), "fd_samples": len(made)}
+        for (key, of), pairs in tally.features.items():
+            if of == frames:
+                row[key] = _distance(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+        row["fd_samples"] = row["num_frames"]
+        if frames in tally.lpips:
+            row["lpips"] = float(np.mean(tally.lpips[frames]))
         if frames == "all":
-            lists = tally.features["all"], tally.real_features["all"]
-            whole = [np.stack([video_features(x) for x in of]) for of in lists if min(map(len, of)) > 1]
-            row["fd_video_efficientnet_lite0"] = _distance(*whole) if len(whole) == 2 else None
+            pairs = tally.features["fd_efficientnet_lite0", "all"]
+            row["fd_video_efficientnet_lite0"] = None
+            if min(len(made) for made, _ in pairs) > 1:
+                whole = ([video_features(x) for x in side] for side in zip(*pairs, strict=True))
+                row["fd_video_efficientnet_lite0"] = _distance(*map(np.stack, whole))
             row["drift_db"] = self._drift(tally)
         if frames in tally.confusion:
             score = segmentation_score(tally.confusion[frames])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.comparison import Criteria, deliver, group_rows, verdicts
+from benchmarks.comparison import Comparison, Criteria, Pretrained, Video, deliver, group_rows, verdicts
 from benchmarks.results import load_result
 from fastv2v.architecture import load_trained
 from fastv2v.cli import main
@@ -22,7 +22,7 @@ from fastv2v.commands.synthesize import synthesise
 from fastv2v.data.folder import open_folder
 from fastv2v.data.loader import read_sequence
 from fastv2v.device import DeviceConfig, open_device
-from fastv2v.errors import ConfigError
+from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.video import probe_video
 
 CPU = DeviceConfig(cpu=True)
@@ -164,6 +164,7 @@ def test_keyframes_of_a_student_lie_at_the_gap_and_at_the_end(root: Path) -> Non
         (["--student", "x={root}/larger"], "(64, 64)"),
         (["--student", "x={root}/seen"], "trained on frame 006"),
         (["--judging.ignore", "0", "1"], "no class is left"),
+        (["--fid-weights", "{root}/data/train_A"], "no TorchScript network"),
         (["--out", "{root}/data"], "holds no earlier comparison"),
     ],
 )
@@ -201,6 +202,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
         ({"criteria": Criteria(alone="a")}, "the student that is judged"),
         ({"criteria": Criteria(subject="b")}, "--subject names no student"),
         ({"vmaf": False, "criteria": Criteria(within_vmaf=2)}, "--within-vmaf needs VMAF"),
+        ({"fvd_frames": 9}, "at least 10"),
         ({"drift_late": (2, 3)}, "early stretch"),
         ({"judge": Path("judge.bin")}, "safetensors"),
     ],
@@ -247,6 +249,78 @@ class TestVerdicts:
             self.judge(within_vmaf=1)
         with pytest.raises(ConfigError, match="no group 'who'"):
             self.judge(subject="who", within_psnr=1)
+
+
+class MeanColour(torch.nn.Module):
+    """Stands in for a network of features: three numbers a frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames.mean(dim=(2, 3)) * self.weight
+
+
+class EveryThird:
+    """Stands in for I3D: two clips of a video, each its mean."""
+
+    def __call__(self, frames: list[np.ndarray]) -> np.ndarray:
+        return np.array([[float(np.mean(part))] for part in (frames[: len(frames) // 2], frames[len(frames) // 2 :])])
+
+
+class TestComparison:
+    def frames(self, seed: int, count: int = 6) -> list[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(count)]
+
+    def test_sets_of_frames_are_scored_against_real_frames_of_the_same_times(self):
+        pretrained = Pretrained(
+            inception=lambda frames: np.array([x.mean(axis=(0, 1)) for x in frames]), i3d=EveryThird()
+        )
+        comparison = Comparison(
+            features=MeanColour(), judge=None, pretrained=pretrained, with_vmaf=False, early=(1, 3), late=(5, 7)
+        )
+        marks = [False, True, False, True, False, True]
+        for name, real in (("a", self.frames(0)), ("b", self.frames(1))):
+            made = self.frames(2)
+            videos = {
+                "same": Video(real),
+                "student": Video([r if m else x for r, x, m in zip(real, made, marks, strict=True)], marks),
+            }
+            assert list(comparison.add(name, real, videos, teacher=made, students=["student"])) == ["same", "student"]
+        rows = comparison.rows()
+        (same,) = rows["same"]
+        for key in ("fd_efficientnet_lite0", "fd_video_efficientnet_lite0", "fid", "fvd", "drift_db"):
+            assert same[key] == pytest.approx(0, abs=1e-9), key
+        student = {row["frames"]: row for row in rows["student"]}
+        assert student["keyframes"]["fid"] == pytest.approx(0, abs=1e-9)
+        assert student["interpolated"]["fid"] > 0
+        assert student["keyframes"]["fd_samples"] == 6
+        assert student["interpolated"]["teacher_psnr_db"] == 100
+        assert student["keyframes"]["teacher_psnr_db"] < 20
+        assert "teacher_psnr_db" not in same
+        assert "fvd" not in student["keyframes"]
+        # Frame 0 is given, so the early frames are an interpolated and a real one, as are the late ones.
+        curve = comparison.curves["student"]["a"]
+        assert curve[0] is None
+        assert curve[2] == 100
+        drifts = [np.mean(c[1:3]) - np.mean(c[5:7]) for c in comparison.curves["student"].values()]
+        assert student["all"]["drift_db"] == pytest.approx(np.mean(drifts))
+
+    def test_drift_needs_every_sequence_to_be_long_enough(self):
+        comparison = Comparison(features=MeanColour(), judge=None, with_vmaf=False, early=(1, 3), late=(5, 7))
+        for name, count in (("a", 6), ("b", 5)):
+            real = self.frames(0, count)
+            assert list(comparison.add(name, real, {"x": Video(real)})) == ["x"]
+        assert comparison.rows()["x"][0]["drift_db"] is None
+
+    def test_labels_are_as_many_as_frames(self):
+        comparison = Comparison(features=MeanColour(), judge=None, with_vmaf=False)
+        with pytest.raises(ShapeError, match="1 label maps for 6 frames"):
+            next(comparison.add("a", self.frames(0), {}, labels=[np.zeros((16, 16), np.uint8)]))
+        with pytest.raises(ConfigError, match="early stretch"):
+            Comparison(features=MeanColour(), judge=None, early=(3, 2))
 
 
 def test_groups_have_means_and_spreads_and_keep_what_is_missing():

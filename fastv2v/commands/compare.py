@@ -22,11 +22,13 @@ from tqdm import tqdm
 
 from benchmarks import cost as costs
 from benchmarks.comparison import (
+    PRETRAINED_COLUMNS,
     QUALITY_COLUMNS,
     TEACHER_COLUMNS,
     VERDICT_COLUMNS,
     Comparison,
     Criteria,
+    Pretrained,
     Row,
     Verdict,
     Video,
@@ -38,6 +40,7 @@ from benchmarks.comparison import (
 from benchmarks.cost import step_cost
 from benchmarks.features import DIMENSION, FD_IMAGE, EfficientNetFeatures
 from benchmarks.judge import Judge, JudgeConfig, check_judge_file, judged_classes, load_judge, save_judge, train_judge
+from benchmarks.pretrained import LPIPS, MIN_CLIP_FRAMES, I3DFeatures, InceptionFeatures
 from benchmarks.quality import MEAN_COLOUR, PREVIOUS_FRAME, REAL
 from benchmarks.results import BenchmarkResult, format_table, write_result
 from fastv2v.architecture import Trained, load_trained
@@ -98,6 +101,14 @@ class Compare:
     """How the judge is trained."""
     vmaf: bool = True
     """Also run VMAF."""
+    fid_weights: Path | None = None
+    """Also FID: Inception-v3 as TorchScript, inception-2015-12-05.pt."""
+    fvd_weights: Path | None = None
+    """Also FVD: I3D as TorchScript, i3d_torchscript.pt."""
+    fvd_frames: int = 16
+    """Frames of a clip for FVD; sequences are cut into as many as they hold."""
+    lpips_weights: tuple[Path, Path] | None = None
+    """Also LPIPS: torchvision's AlexNet state dict, and the calibration alex.pth of version 0.1."""
     drift_early: Window = EARLY
     """Frames whose quality drift starts from, START STOP, counted from the first frame of a sequence."""
     drift_late: Window = LATE
@@ -123,6 +134,8 @@ class Compare:
             raise ConfigError(f"max_frames must be at least 2, got {self.max_frames}")
         if self.judge is not None:
             check_judge_file(self.judge)
+        if self.fvd_frames < MIN_CLIP_FRAMES:
+            raise ConfigError(f"fvd_frames must be at least {MIN_CLIP_FRAMES}, got {self.fvd_frames}")
         check_windows(self.drift_early, self.drift_late)
         groups = parse_groups(self.student)
         for option, name in (("subject", self.criteria.subject), ("alone", self.criteria.alone)):
@@ -298,6 +311,16 @@ def _open_judge(setup: _Setup, out: Path) -> Judge | None:
     return judge
 
 
+def _open_pretrained(setup: _Setup) -> Pretrained:
+    """The networks that files were named of."""
+    args, device = setup.args, setup.device.device
+    return Pretrained(
+        inception=None if args.fid_weights is None else InceptionFeatures(args.fid_weights, device),
+        i3d=None if args.fvd_weights is None else I3DFeatures(args.fvd_weights, device, args.fvd_frames),
+        lpips=None if args.lpips_weights is None else LPIPS(*args.lpips_weights).to(device),
+    )
+
+
 def _mean_colours(setup: _Setup) -> MeanColourFloor | None:
     """Mean colour of each label over the training part; None without labels."""
     if setup.folder.spec.kind != "labels":
@@ -464,11 +487,12 @@ def run_compare(args: Compare) -> Outcome:
 def _measure(setup: _Setup, out: Path) -> Outcome:
     """Everything, into a fresh folder."""
     args = setup.args
-    cost = _cost_rows(setup)
+    cost, pretrained = _cost_rows(setup), _open_pretrained(setup)
     judge = _open_judge(setup, out)
     comparison = Comparison(
         features=EfficientNetFeatures().to(setup.device.device),
         judge=judge,
+        pretrained=pretrained,
         with_vmaf=args.vmaf,
         early=args.drift_early,
         late=args.drift_late,
@@ -526,6 +550,8 @@ def main(argv: list[str]) -> int:
     shown = with_spread(outcome.groups)
     print(f"\nagainst the real frames\n{format_table(shown, QUALITY_COLUMNS)}")
     print(f"\nagainst the teacher's frames, and whole rollouts\n{format_table(shown, TEACHER_COLUMNS)}")
+    if args.fid_weights or args.fvd_weights or args.lpips_weights:
+        print(f"\nby the networks that were given\n{format_table(shown, PRETRAINED_COLUMNS)}")
     print(f"\ncost\n{format_table(outcome.cost, COST_COLUMNS)}")
     few = min(int(str(row["fd_samples"])) for row in outcome.groups)
     if has_few_samples(few, DIMENSION):

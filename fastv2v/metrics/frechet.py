@@ -83,4 +83,4 @@ def _mean_and_root(features: Features) -> tuple[NDArray[np.float64], NDArray[np.
     x = features.astype(np.float64)
     mean = x.mean(axis=0)
     root = (x - mean) / np.sqrt(len(x) - 1)
-    return mean, np.linalg.qr(root, mode="r") if len(x) > x.shape[1] else root
+    return mean, np.asarray(np.linalg.qr(root, mode="r")) if len(x) > x.shape[1] else root
