@@ -339,12 +339,12 @@ class TaughtFrames:
         """
         if len(clip.info) != clip.frames.shape[0] or any(len(i.names) != clip.num_frames for i in clip.info):
             raise DataError("a precomputed teacher needs to know which frames a clip holds: its info is missing")
-        parts = {kind: torch.stack([self._read(kind, info, clip) for info in clip.info]) for kind in self._kinds}
-        on_device = {kind: part.to(clip.frames.device, non_blocking=True) for kind, part in parts.items()}
-        frame = on_device["frame"].float().div_(127.5).sub_(1.0)
-        return Taught(frame, on_device["flow"].float() if self.has_flow else None)
+        # Stacked as arrays: torch refuses to stack half precision within autocast on a CPU.
+        parts = {kind: np.stack([self._read(kind, info, clip) for info in clip.info]) for kind in self._kinds}
+        as_float = {kind: torch.from_numpy(part).to(clip.frames.device).float() for kind, part in parts.items()}
+        return Taught(as_float["frame"].div_(127.5).sub_(1.0), as_float.get("flow"))
 
-    def _read(self, kind: Kind, info: ClipInfo, clip: Clip) -> Tensor:
+    def _read(self, kind: Kind, info: ClipInfo, clip: Clip) -> NDArray[Any]:
         """Rows of one kind for one clip, (T-N+1, C, H, W) as stored."""
         past = self.record.history_length
         self._check_frames(info.sequence, dict(zip(info.indices, info.names, strict=True)))
@@ -361,12 +361,11 @@ class TaughtFrames:
                 f"and the clip {clip.size[1]}x{clip.size[0]}; {_AGAIN}"
             )
         rows = np.asarray(array[[index - past for index in info.indices[past:]]])
-        if not info.flipped:
-            return torch.from_numpy(rows)
-        mirrored = np.ascontiguousarray(rows[..., ::-1])
-        if kind == "flow":
-            mirrored[:, 0] *= -1
-        return torch.from_numpy(mirrored)
+        if info.flipped:
+            rows = rows[..., ::-1]
+            if kind == "flow":
+                rows[:, 0] *= -1
+        return rows
 
     def _check_frames(self, name: str, stems: dict[int, str]) -> None:
         """Refuse a sequence or frames, given as names by index, that the teacher has not drawn."""

@@ -155,6 +155,13 @@ class TestReading:
             assert torch.equal(both.frame[k : k + 1], teach(source, clip).frame)
             assert torch.equal(both.flow[k : k + 1], teach(source, clip).flow)
 
+    def test_training_in_bf16_reads_the_same(self, folder):
+        source, clip = TaughtFrames(folder, flow=True), clip_of("a", 0, 1, 2)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            taught = teach(source, clip)
+        assert torch.equal(taught.frame, teach(source, clip).frame) and taught.flow.dtype == torch.float32
+        assert torch.equal(taught.flow, teach(source, clip).flow)
+
     def test_flow_is_read_only_where_it_is_wanted(self, folder):
         source = TaughtFrames(folder)
         assert not source.has_flow and not source.has_features and TaughtFrames(folder, flow=True).has_flow
