@@ -423,3 +423,37 @@ class TestConfig:
         assert norm_layer("batch", 4).affine
         assert not norm_layer("instance", 4).affine
         assert isinstance(norm_layer("none", 4), nn.Identity)
+
+
+class TestSkips:
+    """Features of the encoders added in the decoders, beyond vid2vid."""
+
+    @pytest.mark.parametrize("settings", [{}, {"input_scale": 2}, {"input_scale": 4}, {"foreground": (1,)}])
+    def test_they_change_the_picture_but_neither_weights_nor_shapes(self, settings):
+        plain, skipping = tiny(**settings), tiny(**settings, skips=True)
+        skipping.load_state_dict(plain.state_dict())
+        size = (32, 48)
+        a, _ = plain.step(*inputs(size=size))
+        b, _ = skipping.step(*inputs(size=size))
+        assert b.frame.shape == a.frame.shape
+        # Reduced to a quarter, two halvings leave no decoder feature of an encoder's size.
+        assert torch.equal(a.frame, b.frame) == (settings.get("input_scale") == 4)
+
+    def test_a_pixel_of_the_condition_reaches_the_picture_past_a_blocked_bottleneck(self):
+        model = tiny(skips=True, norm="none", use_flow=False).eval()
+        for blocks in (model.image_decoder[0], model.image_decoder[1][0]):
+            for parameter in blocks.parameters():
+                parameter.data.zero_()  # what remains of the bottleneck is the identity of its blocks
+        model.condition_encoder[0][2][0].weight.data.zero_()
+        condition, history = inputs()
+        condition.requires_grad_()
+        output, _ = model.step(condition, history)
+        output.frame[0, :, 8, 12].sum().backward()
+        assert condition.grad[0, :, 8, 12].abs().sum() > 0
+
+    def test_without_a_past_the_past_has_no_say(self):
+        model = tiny(skips=True)
+        condition, history = inputs(valid=0.0)
+        a, _ = model.step(condition, history)
+        b, _ = model.step(condition, history._replace(frames=torch.zeros_like(history.frames)))
+        assert_close(a.frame, b.frame)

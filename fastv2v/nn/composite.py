@@ -36,6 +36,9 @@ class CompositeConfig:
     """Whether to predict flow and occlusion and to warp the previous frame."""
     block: BlockKind = "residual"
     """``residual`` (vid2vid) or ``inverted`` (the published student)."""
+    skips: bool = False
+    """Whether decoders add the encoders' features of the same size, where there are any. Not in vid2vid; trainings of
+    minutes need it, because layout and texture then need not pass the bottleneck. It costs no weights and no MACs."""
     input_scale: int = 1
     """1, 2 or 4: conditions and past frames are reduced by this factor at the entry; the output has full size."""
     input_antialias: bool = False
@@ -214,14 +217,21 @@ class CompositeGenerator(nn.Module):
 
         # Before the first frame the past is all zeros: an instance norm would blow its rounding errors up to noise, so
         # the frame encoder is switched off there.
-        past = self.frame_encoder(frames_BXHW) * history.valid.view(-1, 1, 1, 1)
-        bottom = self.condition_encoder(conditions_BXHW) + past
-        image_feature = self.image_decoder(bottom)
+        valid = history.valid.view(-1, 1, 1, 1)
+        levels = [
+            now + past * valid
+            for now, past in zip(
+                self._encode(self.condition_encoder, conditions_BXHW),
+                self._encode(self.frame_encoder, frames_BXHW),
+                strict=True,
+            )
+        ]
+        image_feature = _decode(self.image_decoder, levels)
         features = Features(image_feature)
         hallucinated = torch.tanh(self.image_head(image_feature).float())
         output = FrameOutput(hallucinated, hallucinated)
         if self.config.use_flow:
-            flow_feature = self.flow_decoder(bottom)
+            flow_feature = _decode(self.flow_decoder, levels)
             features = features._replace(flow=flow_feature)
             output = blend_warped(
                 hallucinated,
@@ -238,8 +248,22 @@ class CompositeGenerator(nn.Module):
 
     def _paint_foreground(self, output: FrameOutput, mask: Tensor, stack: Tensor) -> tuple[FrameOutput, Tensor]:
         """Draw the foreground from the conditions alone; also give the features it was drawn from."""
-        feature = self.foreground_branch(stack)
+        down, blocks, up = self.foreground_branch
+        levels = self._encode(nn.Sequential(down, blocks), stack)
+        feature = _decode(nn.Sequential(nn.Identity(), up), levels)
         return paint_over(output, torch.tanh(self.foreground_head(feature).float()), mask), feature
+
+    def _encode(self, encoder: nn.Sequential, x: Tensor) -> list[Tensor]:
+        """Features of an encoder: those its decoder adds on the way, finest first, and the bottom."""
+        if not self.config.skips:
+            return [encoder(x)]
+        down, blocks = encoder
+        assert isinstance(down, DownPath)
+        levels = []
+        for layer in down:
+            x = layer(x)
+            levels.append(x)
+        return [*levels[:-1], blocks(x)]
 
     def _reduce(self, x: Tensor) -> Tensor:
         """Inputs at the resolution the encoders work at (bilinear; as published, without anti-aliasing)."""
@@ -259,6 +283,19 @@ class CompositeGenerator(nn.Module):
         if min(height, width) < least:
             raise ShapeError(f"frames of {height}x{width} are too small: this generator needs at least {least}x{least}")
         check_step_inputs(condition, history, self.condition_channels, self.history_length)
+
+
+def _decode(decoder: nn.Sequential, levels: list[Tensor]) -> Tensor:
+    """Features in front of a head, from those of an encoder (``CompositeGenerator._encode``)."""
+    *skips, bottom = levels
+    blocks, up = decoder
+    assert isinstance(up, UpPath)
+    x = blocks(bottom)
+    for layer in up:
+        x = layer(x)
+        # A reduced entry keeps its size for the first levels: those have no partner.
+        x = x + skips.pop() if skips and skips[-1].shape == x.shape else x
+    return x
 
 
 def check_step_inputs(condition: Tensor, history: History, channels: int, past: int) -> None:
