@@ -173,40 +173,37 @@ class ChannelPlan:
             self._row("refine", generator.refine, (Span(None, 6), *embedding), (Span(None, 3),))
 
     def _follow_composite(self, generator: CompositeGenerator) -> None:
-        """Groups: the bottom, which both encoders and all decoders share; each size of each path; inner channels."""
+        """Groups: the bottom, which both encoders and all decoders share; each size of each path; inner channels.
+
+        With skips the paths share a group for each size, also where a reduced entry leaves a size without its partner.
+        """
         config, c = generator.config, generator.condition_channels
         bottom: Axis = (Span("bottom", 1),)
-        steps = config.history_length + 1
-        entering: dict[str, Axis] = {
-            "condition_encoder": (Span(None, c * steps),),
-            "frame_encoder": (Span(None, 3 * config.history_length),),
-        }
+        tie = "level" if config.skips else None
+        conditions: Axis = (Span(None, c * (config.history_length + 1)),)
+        entering = {"condition_encoder": conditions, "frame_encoder": (Span(None, 3 * config.history_length),)}
         for name, reads in entering.items():
-            path, blocks = generator.get_submodule(f"{name}.0"), generator.get_submodule(f"{name}.1")
-            self._path(f"{name}.0", path, reads, bottom)
-            self._stack(f"{name}.1", blocks, bottom)
+            self._path(f"{name}.0", generator, reads, [*_sizes(f"{name}.0", config.num_downsamples, tie), bottom])
+            self._stack(f"{name}.1", generator.get_submodule(f"{name}.1"), bottom)
         heads = {"image": "image_head", **({"flow": "motion_head"} if config.use_flow else {})}
         for name, head in heads.items():
-            blocks, path = (generator.get_submodule(f"{name}_decoder.{i}") for i in range(2))
-            self._stack(f"{name}_decoder.0", blocks, bottom)
-            drawn = self._path(f"{name}_decoder.1", path, bottom)
-            self._row(head, generator.get_submodule(head), drawn, (Span(None, 3),))
+            self._stack(f"{name}_decoder.0", generator.get_submodule(f"{name}_decoder.0"), bottom)
+            sizes = _sizes(f"{name}_decoder.1", config.num_downsamples, tie)
+            self._path(f"{name}_decoder.1", generator, bottom, sizes[::-1])
+            self._row(head, generator.get_submodule(head), sizes[0], (Span(None, 3),))
         if generator.foreground_channels:
-            own: Axis = (Span("foreground bottom", 1),)
-            down, blocks, up = (generator.get_submodule(f"foreground_branch.{i}") for i in range(3))
-            self._path("foreground_branch.0", down, entering["condition_encoder"], own)
-            self._stack("foreground_branch.1", blocks, own)
-            drawn = self._path("foreground_branch.2", up, own)
-            self._row("foreground_head", generator.foreground_head, drawn, (Span(None, 3),))
+            name, own, tie = "foreground_branch", (Span("foreground bottom", 1),), tie and "foreground level"
+            self._path(f"{name}.0", generator, conditions, [*_sizes(f"{name}.0", config.num_downsamples, tie), own])
+            self._stack(f"{name}.1", generator.get_submodule(f"{name}.1"), own)
+            sizes = _sizes(f"{name}.2", config.num_downsamples, tie)
+            self._path(f"{name}.2", generator, own, sizes[::-1])
+            self._row("foreground_head", generator.foreground_head, sizes[0], (Span(None, 3),))
 
-    def _path(self, name: str, path: nn.Module, reads: Axis, last: Axis | None = None) -> Axis:
-        """Rows behind each other, with a group between every two; what the last one writes."""
-        count = len(list(path.children()))
-        for i, row in enumerate(path.children()):
-            writes = last if last is not None and i == count - 1 else (Span(f"{name}.{i}", 1),)
-            self._row(f"{name}.{i}", row, reads, writes)
-            reads = writes
-        return reads
+    def _path(self, name: str, generator: nn.Module, reads: Axis, writes: Sequence[Axis]) -> None:
+        """Rows behind each other, and what each of them writes."""
+        for i, (row, written) in enumerate(zip(generator.get_submodule(name).children(), writes, strict=True)):
+            self._row(f"{name}.{i}", row, reads, written)
+            reads = written
 
     def _stack(self, name: str, blocks: nn.Module, stream: Axis) -> None:
         """Blocks that each add to one stream of channels."""
@@ -252,6 +249,11 @@ class ChannelPlan:
         for span in axis:
             if span.group is not None:
                 self.sizes[span.group] = length // span.entries
+
+
+def _sizes(name: str, count: int, tie: str | None) -> list[Axis]:
+    """The groups of a path, finest first: its own, or those of a tie."""
+    return [(Span(f"{tie or name} {i}", 1),) for i in range(count)]
 
 
 def _mean_share(norms: list[Tensor]) -> Tensor:

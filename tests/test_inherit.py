@@ -23,6 +23,8 @@ SHAPES = [
     COMPOSITE,
     replace(COMPOSITE, block="inverted", input_scale=2, norm="instance_tracked"),
     replace(COMPOSITE, norm="none", use_flow=False),
+    replace(COMPOSITE, skips=True),
+    replace(COMPOSITE, skips=True, input_scale=2),
 ]
 
 
@@ -124,6 +126,7 @@ class TestInherit:
             (SHAPES[2], {"widths": (2, 3, 4)}),
             (COMPOSITE, {"width": 3, "num_blocks": 2, "input_scale": 2}),
             (SHAPES[4], {"width": 2}),
+            (SHAPES[6], {"width": 2, "input_scale": 4}),
         ],
     )
     def test_a_smaller_student_takes_part_of_it_and_learns_on(self, config, smaller):
@@ -139,7 +142,12 @@ class TestInherit:
         student = build_generator(presets.demo(), 12)
         inherit_weights(student, teacher)
         plan = ChannelPlan(teacher)
-        best = plan.importance(teacher.state_dict())["image_decoder.1.2"].argsort(descending=True)[:12].sort().values
+        best = (
+            plan.importance(teacher.state_dict())["level 0" if teacher.config.skips else "image_decoder.1 0"]
+            .argsort(descending=True)[:12]
+            .sort()
+            .values
+        )
         assert torch.equal(student.image_head.conv.weight, teacher.image_head.conv.weight[:, best])
 
     @pytest.mark.parametrize(
