@@ -73,6 +73,7 @@ def temporal(data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig
         task=TemporalConfig(
             weights=DistillWeights(kd_reconstruction=4.0, kd_perceptual=4.0, kd_temporal=1.0),
             gap=GapConfig(smallest=2, largest=6),
+            temporal_features="both" if objective.uses_temporal_discriminator else "perceptual",
             objective=objective,
             rollout=RolloutConfig(chunk_frames=2),
         ),

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from distill.features import captured
 from fastv2v.contracts import FrameOutput, StepModel
 from fastv2v.data.clip import Clip
 from fastv2v.errors import ConfigError
@@ -65,10 +66,12 @@ class LiveTeacher:
 
     Args:
         generator: the teacher; frozen here.
+        features: also give its inner feature maps.
     """
 
-    def __init__(self, generator: VideoGenerator) -> None:
+    def __init__(self, generator: VideoGenerator, *, features: bool = False) -> None:
         self.generator = freeze(generator)
+        self._features = features
 
     @property
     def has_flow(self) -> bool:
@@ -77,18 +80,28 @@ class LiveTeacher:
 
     @property
     def has_features(self) -> bool:
-        """Whether feature maps are captured."""
-        return False
+        """Whether feature maps are given."""
+        return self._features
 
     def teach(self, clip: Clip, conditions: Tensor, start: str) -> Taught:
         """See ``TeacherSource.teach``."""
         # One sample at a time: batch norms by the batch at hand would mix the clips.
-        outputs = [
-            teacher_rollout(self.generator, c, f, start)
-            for c, f in zip(conditions.split(1), clip.frames.split(1), strict=True)
-        ]
-        flow = None if outputs[0].flow is None else torch.cat([o.flow for o in outputs if o.flow is not None])
-        return Taught(torch.cat([output.frame for output in outputs]), flow)
+        rows = [self._teach_one(c, f, start) for c, f in zip(conditions.split(1), clip.frames.split(1), strict=True)]
+        first = rows[0]
+        flow = None if first.flow is None else torch.cat([row.flow for row in rows if row.flow is not None])
+        features = {
+            name: torch.cat([row.features[name] for row in rows if row.features]) for name in first.features or ()
+        }
+        return Taught(torch.cat([row.frame for row in rows]), flow, features or None)
+
+    def _teach_one(self, conditions: Tensor, frames: Tensor, start: str) -> Taught:
+        """The same of a batch of one."""
+        if not self._features:
+            output = teacher_rollout(self.generator, conditions, frames, start)
+            return Taught(output.frame, output.flow)
+        with captured(self.generator, (frames.shape[-2], frames.shape[-1])) as kept:
+            output = teacher_rollout(self.generator, conditions, frames, start)
+        return Taught(output.frame, output.flow, kept.take(output.frame.shape[1]))
 
     def render(self, conditions: Tensor, given: Tensor) -> Tensor:
         """The rollout of one clip from given real frames, as ``render_clip``: (B, T, 3, H, W)."""
@@ -97,18 +110,28 @@ class LiveTeacher:
         return torch.cat(rows)
 
 
-def teacher_source(student: StepModel, teacher: VideoGenerator | TeacherSource | None) -> TeacherSource | None:
+def teacher_source(
+    student: StepModel, teacher: VideoGenerator | TeacherSource | None, *, features: bool = False
+) -> TeacherSource | None:
     """The teacher behind its door; a generator is frozen and put there.
 
+    Args:
+        student: whom it teaches.
+        teacher: a generator, another source, or nobody.
+        features: whether its inner feature maps are wanted.
+
     Raises:
-        ConfigError: if student and generator do not fit each other.
+        ConfigError: if student and generator do not fit each other, or a source has no feature maps.
     """
-    if not isinstance(teacher, nn.Module):
-        if isinstance(teacher, LiveTeacher):
-            check_pair(student, teacher.generator)
-        return teacher
-    check_pair(student, teacher)
-    return LiveTeacher(teacher)
+    source = LiveTeacher(teacher, features=features) if isinstance(teacher, nn.Module) else teacher
+    if isinstance(source, LiveTeacher):
+        check_pair(student, source.generator)
+    if features and source is not None and not source.has_features:
+        raise ConfigError(
+            "kd_features, kd_alignment and kd_feature_change need a teacher that runs along: precomputed frames come "
+            "without inner feature maps; leave out --taught or set these weights to 0"
+        )
+    return source
 
 
 def shown_teacher(teacher: TeacherSource | None, conditions: Tensor, given: Tensor, gap: int = 1) -> dict[str, Tensor]:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from distill.teacher import Taught, TeacherSource, shown_teacher, teacher_source
-from distill.terms import DistillWeights, composed_flow, temporal_distance
-from fastv2v.contracts import Losses
+from distill.spatial import check_lead_in
+from distill.task import DistillTask, TemporalFeatures
+from distill.teacher import TeacherSource
+from distill.terms import DistillWeights, MaskKind
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
-from fastv2v.losses.flow import masked_l1
-from fastv2v.losses.objective import ObjectiveConfig, Reference, VideoObjective
-from fastv2v.losses.rollout import RolloutConfig, draw_start, training_rollout
+from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
+from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.nn.generators import VideoGenerator
 from fastv2v.ops.flow import FilesFlow
-from fastv2v.ops.labels import encode_clip
-from fastv2v.render import Chunk, render_clip
-from fastv2v.score import clip_psnr
 from students.schedule import GapConfig, draw_gap
 
 
@@ -31,12 +29,24 @@ class TemporalConfig:
 
     weights: DistillWeights = field(default_factory=lambda: DistillWeights(kd_temporal=1.0))
     """Weights of the distillation terms, on top of the objective's."""
+    mask: MaskKind = "none"
+    """What kd_reconstruction and kd_perceptual are weighted by: nothing, the motion's magnitude between keyframes, or
+    the flow's confidence."""
     gap: GapConfig = field(default_factory=GapConfig)
     """Keyframe gaps of the training clips."""
     window: int = 4
     """Keyframes the global temporal term looks at together; a longer chunk is looked at whole."""
+    temporal_features: TemporalFeatures = "perceptual"
+    """What it looks with: how features of the perceptual network change; the teacher's temporal discriminator; both,
+    half each; or a 3-D network of torchvision, R3D-18 or S3D, for which ``temporal_weights`` is needed."""
+    temporal_weights: Path | None = None
+    """torchvision's Kinetics-400 state dict of R3D-18 or S3D on disk."""
     deployed_gap: int = 4
     """Gap at which held-out clips are scored."""
+    lead_in: int = 0
+    """Most keyframes that the student makes, as deployed and without gradients, before those it is trained on; drawn
+    for each clip from 0 on, as far as the clip reaches. So it learns from histories of its own that are older than a
+    clip. Clips must be longer by as many keyframes."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """vid2vid's losses, which stay active, over the keyframes."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -47,18 +57,42 @@ class TemporalConfig:
             raise ConfigError(f"the temporal window needs at least 2 keyframes, got {self.window}")
         if self.deployed_gap < 1:
             raise ConfigError(f"deployed_gap must be at least 1 frame, got {self.deployed_gap}")
+        check_lead_in(self.lead_in)
+        kinds = get_args(TemporalFeatures)
+        if self.temporal_features not in kinds:
+            raise ConfigError(f"temporal_features is one of {', '.join(kinds)}, got {self.temporal_features!r}")
+        uses_file = self.temporal_features in ("r3d18", "s3d")
+        if uses_file and self.temporal_weights is None:
+            raise ConfigError(
+                f"temporal_features {self.temporal_features} needs --recipe.task.temporal-weights FILE (torchvision's "
+                "Kinetics-400 state dict); or use --recipe.task.temporal-features perceptual"
+            )
+        if self.temporal_weights is not None and not uses_file:
+            raise ConfigError(
+                f"temporal_weights belong to temporal_features r3d18 or s3d, and that is {self.temporal_features}"
+            )
+        if self.uses_discriminator and self.window < self.objective.temporal_window:
+            raise ConfigError(
+                f"the temporal discriminator sees {self.objective.temporal_window} keyframes at once and the window "
+                f"has {self.window}; raise --recipe.task.window"
+            )
+
+    @property
+    def uses_discriminator(self) -> bool:
+        """Whether the global term looks with the teacher's temporal discriminator."""
+        return self.temporal_features in ("discriminator", "both")
 
 
-class TemporalTask:
+class TemporalTask(DistillTask):
     """The teacher rolls out every frame, the student every g-th; they meet at the keyframes.
 
     Args:
         student: the generator that is trained, best after spatial distillation.
-        teacher: a generator, which is frozen, or another source of its frames. None trains the student alone; every
-            distillation weight must then be 0. It is not asked either where all of them are.
+        teacher: a generator, another source of its frames, or None; see ``DistillTask``.
         spec: how conditions are encoded.
         objective: losses and discriminators, applied to the keyframe sequence.
         config: distillation settings.
+        video: the frozen network that ``temporal_features`` names, unless it is the perceptual one.
 
     Raises:
         ConfigError: if teacher and student do not fit each other, or a term lacks its network.
@@ -75,104 +109,27 @@ class TemporalTask:
         spec: ConditionSpec,
         objective: VideoObjective,
         config: TemporalConfig,
+        *,
+        video: nn.Module | None = None,
     ) -> None:
-        source, weights = teacher_source(student, teacher), config.weights
-        weights.check_taught(source is not None)
-        if (weights.kd_perceptual or weights.kd_temporal) and objective.perceptual is None:
-            raise ConfigError("kd_perceptual and kd_temporal need the perceptual network")
-        if weights.kd_flow and not (student.uses_flow and source is not None and source.has_flow):
-            raise ConfigError("kd_flow needs a flow branch in teacher and student")
         if isinstance(objective.estimator, FilesFlow):
             raise ConfigError(
                 "temporal distillation needs flow across keyframe gaps and flow files hold neighbouring frames only; "
                 "use an estimator (--recipe.helpers.flow medium)"
             )
-        self.student, self.teacher = student, source
-        self.spec, self.objective, self.config = spec, objective, config
-        self.players: Mapping[str, nn.Module] = {"generator": student, **objective.discriminators}
-        self.weights: Mapping[str, Mapping[str, float]] = objective.weights(
-            uses_flow=student.uses_flow, more=weights.active()
+        features = config.temporal_features
+        super().__init__(
+            student,
+            teacher,
+            spec,
+            objective,
+            config,
+            window=config.window,
+            temporal_features=features,
+            video=video,
         )
+        self.gap, self.deployed_gap = config.gap, config.deployed_gap
 
-    def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
-        """Losses of every player, chunk after chunk."""
-        gap = draw_gap(self.config.gap, clip.num_frames, self.student.history_length, rng)
-        start = draw_start(self.config.rollout, rng)
-        conditions = encode_clip(self.spec, clip)
-        taught = None
-        if self.teacher is not None and self.config.weights.active():
-            taught = self.teacher.teach(clip, conditions, start)
-        keyframes = replace(clip, flow=None).take(0, clip.num_frames, gap)  # flow files know no gaps
-        key_conditions = conditions[:, ::gap]
-        reference = self.objective.reference(key_conditions, keyframes.frames)
-        past: list[Tensor] = []
-        window: list[Tensor] = []
-        for chunk in training_rollout(self.student, key_conditions, keyframes.frames, start, self.config.rollout, at):
-            num_made = chunk.start - self.student.history_length
-            losses = self.objective.chunk_losses(chunk, reference, past, num_made=num_made)
-            # A long chunk counts whole, with the step into its first frame.
-            length = max(self.config.window, chunk.output.frame.shape[1] + 1)
-            made = [*window, *chunk.output.frame.unbind(1)][-length:]
-            if taught is not None:
-                losses["generator"].update(self._terms(chunk, made, taught, reference, gap))
-            yield losses
-            detached = list(chunk.output.frame.detach().unbind(1))
-            past = self.objective.past_after(past, chunk)
-            window = [*window, *detached][-(self.config.window - 1) :]
-
-    def teacher_entry(self, keyframe: int, gap: int) -> int:
-        """Entry of the teacher's rollout that shows the same moment as keyframe number ``keyframe``."""
-        return keyframe * gap - self.student.history_length
-
-    def _terms(
-        self, chunk: Chunk, made: list[Tensor], taught: Taught, reference: Reference, gap: int
-    ) -> dict[str, Tensor]:
-        """Distillation terms of one chunk; ``made`` is the window of keyframes that ends with it, whole."""
-        weights, perceptual = self.config.weights, self.objective.perceptual
-        count = chunk.output.frame.shape[1]
-        batch, end = chunk.output.frame.shape[0], chunk.start + count
-        window = torch.stack(made, dim=1)
-        goal = torch.stack([taught.frame[:, self.teacher_entry(k, gap)] for k in range(end - len(made), end)], dim=1)
-        terms: dict[str, Tensor] = {}
-        if weights.kd_reconstruction > 0:
-            terms["kd_reconstruction"] = (chunk.output.frame - goal[:, -count:]).abs().mean()
-        if perceptual is not None and weights.kd_perceptual > 0:
-            terms["kd_perceptual"] = perceptual(chunk.output.frame.flatten(0, 1), goal[:, -count:].flatten(0, 1))
-        if perceptual is not None and weights.kd_temporal > 0:
-            student_features = perceptual.network(window.flatten(0, 1))
-            terms["kd_temporal"] = temporal_distance(
-                student_features, perceptual.features(goal.flatten(0, 1)), batch, len(made)
-            )
-        if weights.kd_flow > 0:
-            terms["kd_flow"] = self._flow_term(chunk, taught, reference, gap)
-        return terms
-
-    def _flow_term(self, chunk: Chunk, taught: Taught, reference: Reference, gap: int) -> Tensor:
-        """Student flow against the teacher's flow composed over the gap, where the reference flow is confident."""
-        distances = []
-        for i in range(chunk.output.frame.shape[1]):
-            entry = self.teacher_entry(chunk.start + i, gap)
-            if entry - gap + 1 < 0 or chunk.output.flow is None or taught.flow is None:
-                continue
-            goal = composed_flow(taught.flow, entry, gap)
-            confidence = reference.confidence[:, chunk.start + i - 1] * chunk.valid[:, i].view(-1, 1, 1, 1)
-            distances.append(masked_l1(chunk.output.flow[:, i], goal, confidence))
-        return torch.stack(distances).mean() if distances else chunk.output.frame.new_zeros(())
-
-    def sample(self, clip: Clip) -> Mapping[str, Tensor]:
-        """Keyframes at the deployed gap: real, live teacher and student, rolled out from the first real frame."""
-        conditions = encode_clip(self.spec, clip)
-        gap = self.config.deployed_gap
-        keyframes = clip.frames[:, ::gap]
-        return {
-            "real": keyframes,
-            **shown_teacher(self.teacher, conditions, clip.frames[:, :1], gap),
-            "student": render_clip(self.student, conditions[:, ::gap], keyframes[:, :1]),
-        }
-
-    def evaluate(self, clip: Clip) -> Mapping[str, float]:
-        """PSNR in dB against the real frames of the student's keyframes at the deployed gap."""
-        gap = self.config.deployed_gap
-        real = clip.frames[:, ::gap]
-        frames = render_clip(self.student, encode_clip(self.spec, clip)[:, ::gap], real[:, :1])
-        return {"psnr": clip_psnr(frames[:, 1:], real[:, 1:])}
+    def _draw_gap(self, clip: Clip, rng: torch.Generator) -> int:
+        """One of the configured gaps that leaves a keyframe to synthesise."""
+        return draw_gap(self.gap, clip.num_frames, self.student.history_length, rng)

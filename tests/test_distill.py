@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from distill.spatial import SpatialConfig, SpatialTask
 from distill.teacher import LiveTeacher, Taught, check_pair, freeze, teacher_rollout
 from distill.temporal import TemporalConfig, TemporalTask
-from distill.terms import DistillWeights, composed_flow, distill_mask, feature_change, motion_mask, temporal_distance
+from distill.terms import DistillWeights, composed_flow, distill_mask, motion_mask, temporal_distance
 from fastv2v.contracts import FrameOutput, History, Task
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
@@ -206,31 +206,31 @@ class TestTerms:
         assert distill_mask("confidence", flow, confidence) is confidence
         assert torch.equal(distill_mask("motion", flow, confidence), motion_mask(flow))
 
-    def test_feature_change_is_taken_over_time_within_a_sample(self):
-        maps = torch.tensor([1.0, 2, 4, 10, 20, 40]).view(6, 1, 1, 1)
-        (change,) = feature_change([maps], batch=2, time=3)
-        assert change.flatten().tolist() == [1, 2, 10, 20]
-
     def test_temporal_distance_by_hand(self):
-        student = torch.tensor([0.0, 1.0, 4.0]).view(3, 1, 1, 1)  # changes 1, 3
-        teacher = torch.tensor([5.0, 7.0, 9.0]).view(3, 1, 1, 1)  # changes 2, 2
-        assert temporal_distance([student], [teacher], 1, 3).item() == pytest.approx(1 / 2, rel=1e-4)
+        student = torch.tensor([0.0, 1.0, 4.0]).view(1, 3, 1, 1, 1)  # changes 1, 3
+        teacher = torch.tensor([5.0, 7.0, 9.0]).view(1, 3, 1, 1, 1)  # changes 2, 2
+        assert temporal_distance([student], [teacher]).item() == pytest.approx(1 / 2, rel=1e-4)
+
+    def test_change_is_taken_over_time_within_a_sample(self):
+        student = torch.tensor([1.0, 2, 4, 10, 20, 40]).view(2, 3, 1, 1, 1)  # changes 1, 2 and 10, 20
+        teacher = torch.tensor([0.0, 1, 3, 0, 10, 30]).view(2, 3, 1, 1, 1)
+        assert temporal_distance([student], [teacher]).item() == 0
 
     def test_only_change_counts_and_layers_count_alike(self):
-        teacher = torch.rand(4, 2, 3, 3)
-        assert temporal_distance([teacher + 7], [teacher], 1, 4).item() == pytest.approx(0, abs=1e-4)
-        student = torch.rand(4, 2, 3, 3)
-        one = temporal_distance([student], [teacher], 2, 2)
-        both = temporal_distance([student, 1000 * student], [teacher, 1000 * teacher], 2, 2)
+        teacher = torch.rand(1, 4, 2, 3, 3)
+        assert temporal_distance([teacher + 7], [teacher]).item() == pytest.approx(0, abs=1e-4)
+        student, teacher = torch.rand(2, 2, 2, 3, 3), torch.rand(2, 2, 2, 3, 3)
+        one = temporal_distance([student], [teacher])
+        both = temporal_distance([student, 1000 * student], [teacher, 1000 * teacher])
         assert_close(both, one, rtol=1e-3, atol=0)
 
     def test_one_keyframe_has_no_change(self):
-        assert temporal_distance([torch.rand(2, 1, 2, 2)], [torch.rand(2, 1, 2, 2)], 2, 1).item() == 0
+        assert temporal_distance([torch.rand(2, 1, 1, 2, 2)], [torch.rand(2, 1, 1, 2, 2)]).item() == 0
 
     def test_a_teacher_that_stands_still_does_not_blow_it_up(self):
-        teacher = torch.ones(2, 1, 4, 4)
-        student = torch.stack([torch.ones(1, 4, 4), torch.full((1, 4, 4), 1.02)])
-        assert temporal_distance([student], [teacher], 1, 2).item() == pytest.approx(1.0, rel=1e-3)
+        teacher = torch.ones(1, 2, 1, 4, 4)
+        student = torch.stack([torch.ones(1, 4, 4), torch.full((1, 4, 4), 1.02)]).unsqueeze(0)
+        assert temporal_distance([student], [teacher]).item() == pytest.approx(1.0, rel=1e-3)
 
     def test_composed_flow_adds_the_flows_of_the_gap(self):
         # Constant flows of 1, 10, 100, ... pixels tell which entries were added.
@@ -335,8 +335,8 @@ class TestTemporalTerms:
             lambda _, frames, __: looked_at.append(frames[0][:, 0, 0, 0].tolist())
         )
         terms = [t["kd_temporal"] for t in run_step(task, clock_clip(11))]
-        assert looked_at[1::2] == [[4], [4, 6], [4, 6, 8], [6, 8, 10]]  # the teacher's; the student's are twice these
-        assert looked_at[::2] == [[8], [8, 12], [8, 12, 16], [12, 16, 20]]
+        # Every frame once: the student's, which is twice the teacher's, and the teacher's. Earlier ones are remembered.
+        assert looked_at == [[8], [4], [12], [6], [16], [8], [20], [10]]
         assert [t.item() for t in terms] == pytest.approx([0, 2, 2, 2], rel=1e-4)
         assert not terms[0].requires_grad
         assert all(torch.autograd.grad(t, student.scale)[0].item() > 0 for t in terms[1:])
@@ -362,32 +362,167 @@ class TestTemporalTerms:
         assert second["kd_flow"].item() == pytest.approx(2.5)
 
 
-class TestSpatialMasks:
-    def distances(self, mask, estimator):
-        config = SpatialConfig(
-            weights=replace(NO_KD, kd_reconstruction=1.0), mask=mask, objective=SILENT, rollout=RolloutConfig(**FULL)
-        )
-        task = SpatialTask(Clock(2.0), freeze(Clock()), MAPS, VideoObjective(SILENT, 1, None, estimator), config)
+@pytest.mark.parametrize("stage", ["spatial", "temporal"])
+class TestMasks:
+    def distances(self, stage, mask, estimator):
+        objective = VideoObjective(SILENT, 1, PerceptualLoss(Texture(), (1.0, 0.0), relative=False), estimator)
+        shared = {"mask": mask, "objective": SILENT, "rollout": RolloutConfig(**FULL)}
+        weights = replace(NO_KD, kd_reconstruction=1.0, kd_perceptual=0.5)
+        if stage == "spatial":
+            task = SpatialTask(Clock(2.0), Clock(), MAPS, objective, SpatialConfig(weights=weights, **shared))
+        else:
+            gap = GapConfig(smallest=1, largest=1)
+            config = TemporalConfig(weights=weights, gap=gap, **shared)
+            task = TemporalTask(Clock(2.0), Clock(), MAPS, objective, config)
         (terms,) = run_step(task, clock_clip(4))
+        assert terms["kd_perceptual"].item() == pytest.approx(2 * terms["kd_reconstruction"].item())
         return terms["kd_reconstruction"].item()
 
-    def test_a_mask_weighs_pixels_of_both_frames(self):
+    def test_a_mask_weighs_pixels_of_both_frames(self, stage):
         def left_moves(current, _):
             flow = torch.zeros_like(current[:, :2])
             flow[..., :3] = 2.0
             return flow, torch.full_like(current[:, :1], 0.25)
 
         # Without a mask, times 2 and 3 are wrong by 2 and 3.
-        assert self.distances("none", left_moves) == pytest.approx(2.5)
-        assert self.distances("motion", left_moves) == pytest.approx(2.5 / 2)
-        assert self.distances("confidence", left_moves) == pytest.approx(2.5 / 4)
+        assert self.distances(stage, "none", left_moves) == pytest.approx(2.5)
+        assert self.distances(stage, "motion", left_moves) == pytest.approx(2.5 / 2)
+        assert self.distances(stage, "confidence", left_moves) == pytest.approx(2.5 / 4)
+
+
+class Moving(nn.Module):
+    """In place of a video network: how frames of a window change, in one map."""
+
+    def forward(self, frames):
+        return [frames.diff(dim=1)]
+
+
+class TestWindowNetworks:
+    weights = replace(NO_KD, kd_temporal=1.0)
+
+    def task(self, features, video, perceptual=False, window=4, chunk_frames=1):
+        student, objective = Clock(2.0), silent_objective(perceptual)
+        weights_file = "r3d.pth" if features == "r3d18" else None
+        config = TemporalConfig(
+            weights=self.weights,
+            gap=GapConfig(smallest=2, largest=2, every_frame=0),
+            window=window,
+            temporal_features=features,
+            temporal_weights=weights_file,
+            objective=SILENT,
+            rollout=RolloutConfig(chunk_frames=chunk_frames, **FULL),
+        )
+        return TemporalTask(student, Clock(), MAPS, objective, config, video=video)
+
+    def test_a_video_network_sees_the_same_moments_of_both_and_the_present_gets_gradients(self):
+        task = self.task("r3d18", Moving())
+        terms = [t["kd_temporal"] for t in run_step(task, clock_clip(11))]
+        # A window of one frame has no change: the mean over nothing.
+        assert [t.item() for t in terms[1:]] == pytest.approx([1, 1, 1], rel=1e-4)  # changes by 4 instead of 2
+        assert all(torch.autograd.grad(t, task.student.scale)[0].item() > 0 for t in terms[1:])
+
+    def test_a_discriminator_sees_runs_of_keyframes_and_speaks_when_there_are_enough(self):
+        seen = []
+
+        def judge(x):
+            seen.append(x[:, [0, 3, 6], 0, 0].tolist())
+            return [[x[:, :9], x[:, :1]]]
+
+        terms = [t["kd_temporal"] for t in run_step(self.task("discriminator", judge), clock_clip(11))]
+        assert [t.item() for t in terms] == pytest.approx([0, 0, 1, 1])
+        assert not terms[1].requires_grad
+        assert seen == [[[4, 6, 8]], [[8, 12, 16]], [[4, 6, 8], [6, 8, 10]], [[8, 12, 16], [12, 16, 20]]]
+
+    def test_both_is_the_mean_of_changes_and_discriminator(self):
+        def judge(x):
+            return [[x[:, :9], x[:, :1]]]
+
+        one, two, both = (
+            run_step(self.task(f, judge, perceptual=True, chunk_frames=0), clock_clip(11))[0]["kd_temporal"].item()
+            for f in ("perceptual", "discriminator", "both")
+        )
+        assert both == pytest.approx((one + two) / 2)
+        assert one != pytest.approx(two)
+
+    @pytest.mark.parametrize("features", ["discriminator", "both", "r3d18"])
+    def test_a_missing_network_is_noticed(self, features):
+        with pytest.raises(ConfigError, match=f"kd_temporal on {features} features needs the network"):
+            self.task(features, None, perceptual=True)
+
+
+class TestLeadIn:
+    weights = replace(NO_KD, kd_reconstruction=1.0)
+
+    def test_what_is_trained_on_stays_and_the_student_comes_from_further_back(self):
+        leads = set()
+        for seed in range(12):
+            student, teacher = Clock(), Clock()
+            task = temporal_task(student, teacher, self.weights, gap=2, chunk_frames=1, lead_in=3)
+            terms = run_step(task, clock_clip(16), seed)
+            # Keyframes 0, 2, ..., 14. Two are history; at most three are led in with, so that three are trained on.
+            assert [t["kd_reconstruction"].item() for t in terms] == [0, 0, 0]
+            assert student.seen[-3:] == [10, 12, 14]
+            lead = len(student.seen) - 3
+            assert student.seen == list(range(10 - 2 * lead, 16, 2))
+            assert teacher.seen[-6:] == [10, 11, 12, 13, 14, 15]
+            leads.add(lead)
+        assert leads == {0, 1, 2, 3}
+
+    def test_it_ends_where_the_clip_does(self):
+        task = temporal_task(Clock(), Clock(), self.weights, gap=4, lead_in=50)
+        for seed in range(6):
+            task.student.seen.clear()
+            (terms,) = run_step(task, clock_clip(16), seed)
+            assert terms["kd_reconstruction"].item() == 0
+            assert task.student.seen[-1] == 12
+
+    def test_frames_led_in_with_are_made_as_deployed_without_gradients(self):
+        modes = []
+        student = Clock(2.0)
+        student.step = lambda c, h, step=student.step: (
+            modes.append((student.training, torch.is_grad_enabled(), h.frames[0, -1, 0, 0, 0].item())) or step(c, h)
+        )
+        config = SpatialConfig(
+            weights=self.weights, objective=SILENT, rollout=RolloutConfig(chunk_frames=2, **FULL), lead_in=4
+        )
+        task = SpatialTask(student.train(), Clock(), MAPS, silent_objective(), config)
+        clip = clock_clip(9)
+        for seed in range(50):
+            modes.clear()
+            run_step(task, clip, seed)
+            if len(modes) == 7:
+                break
+        # Frames 2 to 5 led in, 6 to 8 trained on; histories are the student's own, twice the time, after the first.
+        assert [m[:2] for m in modes] == [(False, False)] * 4 + [(True, True)] * 3
+        assert [m[2] for m in modes] == pytest.approx([0.01, 4, 6, 8, 10, 12, 14])
+        assert student.training
+
+    def test_losses_on_the_past_count_from_the_first_frame_that_is_trained_on(self):
+        objective = ObjectiveConfig(
+            weights=LossWeights(**{**OFF, "temporal_gan": 1.0, "warp": 1.0}),
+            temporal_discriminator=SMALL,
+            temporal_scales=2,
+            sparse_temporal=True,
+        )
+        config = SpatialConfig(
+            weights=self.weights, objective=objective, rollout=RolloutConfig(chunk_frames=2, **FULL), lead_in=5
+        )
+        for seed in range(6):
+            task = SpatialTask(Clock(), Clock(), MAPS, VideoObjective(objective, 1, None, still), config)
+            chunks = run_step(task, clock_clip(14, size=(16, 16)), seed)
+            assert len(chunks) == 4  # 7 frames
+
+    def test_without_it_everything_is_drawn_as_before(self):
+        task = temporal_task(Clock(), Clock(), self.weights, gap=2)
+        run_step(task, clock_clip(9))
+        assert task.student.seen == [4, 6, 8]
 
 
 class TestRefusals:
     def test_a_missing_network_is_noticed_before_training(self):
-        with pytest.raises(ConfigError, match="need the perceptual network"):
+        with pytest.raises(ConfigError, match=r"^kd_temporal need the perceptual network"):
             temporal_task(Clock(), Clock(), replace(NO_KD, kd_temporal=1.0))
-        with pytest.raises(ConfigError, match="kd_perceptual needs the perceptual network"):
+        with pytest.raises(ConfigError, match=r"^kd_perceptual need the perceptual network"):
             SpatialTask(Clock(), freeze(Clock()), MAPS, silent_objective(), SpatialConfig())
         flowless = Clock()
         flowless.config = replace(flowless.config, use_flow=False)

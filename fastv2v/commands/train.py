@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -12,12 +13,14 @@ from typing import Any, TypeVar
 
 import torch
 import tyro
+from torch import nn
 
 from distill import presets as distill_presets
 from distill.cache import TaughtFrames
 from distill.presets import SpatialRecipe, TemporalRecipe
 from distill.spatial import SpatialTask
-from distill.temporal import TemporalTask
+from distill.teacher import freeze
+from distill.temporal import TemporalConfig, TemporalTask
 from distill.terms import DistillWeights
 from fastv2v.architecture import (
     Architecture,
@@ -28,6 +31,7 @@ from fastv2v.architecture import (
     load_trained,
     video_generator,
 )
+from fastv2v.checkpoint import load_weights, read_state, weights_file
 from fastv2v.commands.arguments import parse_preset
 from fastv2v.commands.initial import InitialWeights, adapted, load_initial, read_initial
 from fastv2v.commands.parts import (
@@ -51,9 +55,11 @@ from fastv2v.data.loader import ClipLoader
 from fastv2v.device import Device, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.log import BarProgress, SilentProgress, clock
+from fastv2v.losses.objective import VideoObjective
 from fastv2v.nn.features import FeatureConfig, FeatureGenerator
 from fastv2v.nn.generators import VideoConfig, VideoGenerator
 from fastv2v.nn.single_image import SingleImageConfig
+from fastv2v.nn.video_features import VideoFeatures, VideoNetwork
 from fastv2v.recipe import UNSET_ROOT, DataRecipe
 from fastv2v.run import open_run
 from fastv2v.seed import derive_seed, seed_everything
@@ -279,7 +285,7 @@ def _teacher_source(
 def _alone(recipe: Recipe) -> Recipe:
     """The recipe of a student without a teacher: no distillation terms."""
     if active := recipe.task.weights.active():
-        _LOG.info("no --teacher: the student is trained alone, without %s", ", ".join(active))
+        _LOG.warning("no --teacher: the student is trained alone, without %s", ", ".join(active))
     return replace(recipe, task=replace(recipe.task, weights=DistillWeights.none()))
 
 
@@ -310,9 +316,38 @@ def train_temporal(args: TrainTemporal) -> FitResult:
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
     continue_discriminators(objective, student.checkpoint)
     source = _teacher_source(args, teacher, student.generator, architecture, folder, device)
-    task = TemporalTask(student.generator, source, folder.spec, objective, recipe.task)
+    video = _window_network(recipe.task, teacher, objective, device)
+    task = TemporalTask(student.generator, source, folder.spec, objective, recipe.task, video=video)
     least = recipe.task.deployed_gap + 1  # the first keyframe is given, the second is scored
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture, least)
+
+
+def _window_network(
+    task: TemporalConfig, teacher: Trained | None, objective: VideoObjective, device: Device
+) -> nn.Module | None:
+    """The frozen network the global temporal term looks with, where it is not the perceptual one.
+
+    Raises:
+        ConfigError: if the teacher has no temporal discriminator to look with.
+        CheckpointError: if that or a file of weights does not fit.
+        MissingExtraError: if torchvision is needed and not installed.
+    """
+    if teacher is None or not task.weights.kd_temporal:
+        return None
+    if task.temporal_weights is not None:
+        kind: VideoNetwork = "s3d" if task.temporal_features == "s3d" else "r3d18"
+        return VideoFeatures(kind, task.temporal_weights).to(device.device)
+    if not task.uses_discriminator:
+        return None
+    name = "temporal_discriminator_0"
+    if name not in objective.discriminators or f"{name}.safetensors" not in read_state(teacher.checkpoint)["files"]:
+        raise ConfigError(
+            f"temporal_features {task.temporal_features} looks with a temporal discriminator, and the recipe or the "
+            f"teacher {teacher.checkpoint} has none; use --recipe.task.temporal-features perceptual"
+        )
+    judge = copy.deepcopy(objective.discriminators[name])
+    load_weights(judge, weights_file(teacher.checkpoint, name))
+    return freeze(judge).to(device.device)
 
 
 def _architecture(

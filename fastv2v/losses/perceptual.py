@@ -170,8 +170,12 @@ class PerceptualLoss(nn.Module):
     def forward(self, frames: Tensor, target: Tensor | list[Tensor]) -> Tensor:
         """Distance of frames (B, 3, H, W) in [-1, 1] to a target or to its features. Scalar."""
         goals = target if isinstance(target, list) else self.features(target)
-        total = frames.new_zeros((), dtype=torch.float32)
-        for weight, feature, goal in zip(self.weights, self.network(frames), goals, strict=True):
+        return self.distance(self.network(frames), goals)
+
+    def distance(self, features: Sequence[Tensor], goals: Sequence[Tensor]) -> Tensor:
+        """The same from features that were computed before: maps (B, C, h, w), finest first. Scalar."""
+        total = features[0].new_zeros((), dtype=torch.float32)
+        for weight, feature, goal in zip(self.weights, features, goals, strict=True):
             # Frame by frame, so that a frame's share does not depend on what else is in the batch or in this process.
             distance = (feature.float() - goal.float()).abs().mean(dim=(1, 2, 3))
             if self.relative:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastv2v.contracts import FrameOutput, History, StepModel
@@ -105,9 +105,19 @@ def opening(model: StepModel, conditions: Tensor, frames: Tensor, start: str) ->
 
 
 def training_rollout(
-    model: StepModel, conditions: Tensor, frames: Tensor, start: str, config: RolloutConfig, at: int
+    model: StepModel,
+    conditions: Tensor,
+    frames: Tensor,
+    start: str,
+    config: RolloutConfig,
+    at: int,
+    *,
+    lead_in: int = 0,
 ) -> Iterator[Chunk]:
     """Chunks of a clip from frame N-1 to its end; see ``rollout_chunks``.
+
+    With a lead-in the model first makes so many frames as it will be deployed: in evaluation mode and without
+    gradients. The chunks are those of the clip without its first ``lead_in`` frames, made from a history of its own.
 
     Args:
         model: the generator that is trained.
@@ -116,15 +126,41 @@ def training_rollout(
         start: one of ``nothing``, ``one``, ``full``.
         config: truncation and memory.
         at: training steps made so far.
+        lead_in: frames made before the first chunk.
     """
+    history = opening(model, conditions, frames, start)
+    if lead_in:
+        history = run_ahead(model, conditions[:, model.history_length :][:, :lead_in], history)
     return rollout_chunks(
         CheckpointedStep(model) if config.gradient_checkpointing else model,
-        conditions,
-        opening(model, conditions, frames, start),
+        conditions[:, lead_in:],
+        history,
         start=model.history_length,
         chunk_frames=config.chunk_frames,
         backprop_frames=config.backprop_at(at),
     )
+
+
+@torch.no_grad()
+def run_ahead(model: StepModel, conditions: Tensor, history: History) -> History:
+    """The history a model reaches by itself, with the running statistics of its norms, as it is deployed.
+
+    Args:
+        model: a generator in training; its modes are put back.
+        conditions: of the frames it makes, (B, L, C, H, W).
+        history: where it begins.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        for condition in conditions.unbind(1):
+            _, history = model.step(condition, history)
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+    return history
 
 
 class CheckpointedStep:
