@@ -65,6 +65,7 @@ from fastv2v.run import open_run
 from fastv2v.seed import derive_seed, seed_everything
 from fastv2v.train import FitResult, TrainConfig, fit
 from students import presets as student_presets
+from students.inherit import inherit_weights
 from students.schedule import draw_gap
 from teachers import presets as teacher_presets
 from teachers.presets import FirstRecipe, TeacherRecipe
@@ -123,6 +124,9 @@ class TrainSpatial:
     beat."""
     taught: Path | None = None
     """What ``fastv2v precompute`` made of that teacher, read in its place: it then need not run."""
+    inherit: Path | None = None
+    """Run or checkpoint of a wider generator of the student's kind whose most important channels the student starts
+    from: of a wider student, or of the teacher itself where both are composite."""
     recipe: SpatialRecipe = field(default_factory=SpatialRecipe)
     """What the preset says, open to change."""
     overwrite: bool = False
@@ -232,6 +236,10 @@ def train_spatial(args: TrainSpatial) -> FitResult:
     architecture = _architecture("spatial", recipe.student, foreground, recipe.data, folder, loader)
     student = architecture.build_video()
     check_size(student, architecture.size, "the student")
+    if args.inherit is not None:
+        source_run = load_trained(args.inherit)
+        check_condition(source_run.architecture, folder, f"the source {args.inherit}")
+        inherit_weights(student, source_run.generator)
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
     if teacher is not None:
         continue_discriminators(objective, teacher.checkpoint)
