@@ -5,16 +5,25 @@ import io
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from distill.task import TemporalFeatures
+from distill.terms import DistillWeights
 from fastv2v.cli import COMMANDS, main
+from students.presets import STUDENTS
 from teachers.presets import FIRST_PRESETS, PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("docs/from-vid2vid.md", "docs/conditions.md")
+PAGES = ("docs/from-vid2vid.md", "docs/conditions.md", "docs/distillation.md")
+OPTIONS_OF = {"docs/distillation.md": ("train-skd", "train-tkd")}
+"""Verbs that options of a recipe belong to where a page names no verb; train-teacher by default."""
+DISTILLING = {"train-skd": ("demo", "demo:base"), "train-tkd": ("demo",)}
+"""Presets that show all options of a verb."""
 
 # fmt: off
 FLAGS = (
@@ -66,7 +75,7 @@ def options(*words: str) -> frozenset[str]:
 
 def known(verb: str) -> frozenset[str]:
     """Options of a verb; of one with presets those of all of a few that differ."""
-    presets = {"train-teacher": ("street", "pose-512"), "train-first": ("street",)}.get(verb)
+    presets = {"train-teacher": ("street", "pose-512"), "train-first": ("street",), **DISTILLING}.get(verb)
     return frozenset().union(*(options(verb, preset) for preset in presets)) if presets else options(verb)
 
 
@@ -93,14 +102,16 @@ class TestPages:
             launched = any("train_teacher.py" in word for word in words)
             if not words or not (words[0] in COMMANDS or words[0].startswith("--recipe")):
                 continue
-            verb = words[0] if words[0] in COMMANDS and not launched else "train-teacher"
+            verbs = words[:1] if words[0] in COMMANDS and not launched else OPTIONS_OF.get(page, ("train-teacher",))
             named = [word for word in words if word.startswith("--")]
-            missing += [f"{verb} {word}" for word in named if not is_known(word, known(verb))]
+            there = frozenset().union(*(known(verb) for verb in verbs))
+            missing += [f"{' or '.join(verbs)} {word}" for word in named if not is_known(word, there)]
             seen.update(named)
         assert not missing and len(seen) >= 15
 
     def test_bare_options_belong_to_a_verb(self, page):
-        everywhere = known("train-teacher") | known("show") | known("synthesize")
+        verbs = ("train-teacher", "show", "synthesize") if page not in OPTIONS_OF else (*OPTIONS_OF[page], "precompute")
+        everywhere = frozenset().union(*(known(verb) for verb in verbs))
         bare = {span.split()[0] for span in spans(page) if span.startswith("--")}
         assert all(is_known(option, everywhere) for option in bare)
 
@@ -109,9 +120,11 @@ class TestPages:
         assert named and named <= set(COMMANDS)
 
     def test_every_preset_on_a_command_line_exists(self, page):
-        for verb, presets in (("train-teacher", PRESETS), ("train-first", FIRST_PRESETS)):
-            named = {m for span in spans(page) for m in re.findall(rf"{verb} ([a-z][a-z0-9-]*)", span)}
-            assert named <= set(presets)
+        presets = dict.fromkeys(("train-teacher", *DISTILLING), PRESETS) | {"train-first": FIRST_PRESETS}
+        for verb, known_presets in presets.items():
+            named = {m for span in spans(page) for m in re.findall(rf"{verb} ([a-z][a-z0-9-]*)(?::(\w+))?", span)}
+            assert {name for name, _ in named} <= set(known_presets)
+            assert {student for _, student in named if student} <= set(STUDENTS)
 
     def test_every_file_exists(self, page):
         text = read(page)
@@ -144,6 +157,22 @@ class TestMigration:
     def test_every_defect_is_answered(self):
         answered = [row[0] for row in rows(self.PAGE) if re.fullmatch(r"D\d+", row[0]) and all(row)]
         assert answered == [f"D{number}" for number in range(1, 27)]
+
+
+class TestDistillation:
+    PAGE = PAGES[2]
+
+    def test_every_term_has_its_row(self):
+        named = [row[0].strip("`") for row in rows(self.PAGE) if row[0].startswith("`kd_")]
+        assert named == [field.name for field in fields(DistillWeights)]
+
+    def test_every_kind_of_temporal_features_has_its_row(self):
+        named = {name for row in rows(self.PAGE) if len(row) == 2 for name in re.findall(r"`(\w+)`", row[0])}
+        assert named == set(get_args(TemporalFeatures))
+
+    def test_every_file_in_the_text_exists(self):
+        named = re.findall(r"`((?:distill|students|interpolate|export)/[\w/]*(?:\.py)?)`", read(self.PAGE))
+        assert len(named) >= 4 and all((ROOT / name).exists() for name in named)
 
 
 def test_the_picture_of_conditions_is_small():
