@@ -12,9 +12,11 @@ import logging
 import math
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any, Literal
 
 import numpy as np
@@ -54,6 +56,8 @@ class TrainConfig:
     """Optimiser of every player."""
     discriminator_lr_multiplier: float = 1.0
     """Factor on the learning rate of every player but the generator."""
+    explosion_factor: float | None = 100.0
+    """Stop where the generator's loss exceeds this many times its median over the last 50 steps; None never does."""
     gradient_clip: float | None = None
     """Largest norm of one player's gradient; larger ones are scaled down to it."""
     ema_decay: float | None = 0.999
@@ -85,6 +89,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be positive, got {value}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.explosion_factor is not None and not self.explosion_factor > 1:
+            raise ConfigError(f"explosion_factor must exceed 1, got {self.explosion_factor}; None switches it off")
         if self.best_is not in ("highest", "lowest"):
             raise ConfigError(f"best_is must be highest or lowest, got {self.best_is!r}")
 
@@ -149,7 +155,8 @@ def fit(
         Steps and time spent, and the last and the best evaluation.
 
     Raises:
-        DivergenceError: if a loss or gradient is NaN or infinite; the last checkpoint is from before.
+        DivergenceError: if a loss or gradient is NaN or infinite, or the generator's loss explodes; the last checkpoint
+            is from before.
         ConfigError: if losses and weights, or players and losses, do not match by name.
         CheckpointError: if the newest checkpoint does not fit the networks.
         DataError: if the batches end, or the clips of one update differ in length.
@@ -207,7 +214,10 @@ class _Session:
         device.broadcast_(x for player in self._players.values() for x in _tensors(player.module))
         decay = config.ema_decay
         self._ema = Ema(task.players[ema_player], decay) if decay is not None else None
-        self._window = _LossWindow()
+        watch = None
+        if config.explosion_factor is not None:
+            watch = _ExplosionWatch(ema_player, task.weights[ema_player], config.explosion_factor)
+        self._window = _LossWindow(watch)
         self._idle = set(self._players)
         self._window_frames, self._window_s = 0, 0.0
         self._started_at, self._started_s, self._started_done = time.monotonic(), 0.0, 0.0
@@ -482,9 +492,10 @@ class _Session:
 class _LossWindow:
     """Loss terms since the last report, kept on the device: reading a number makes the host wait for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: _ExplosionWatch | None) -> None:
         self._entries: list[tuple[int, tuple[str, ...], Tensor]] = []
         self._num_checked = 0
+        self._watch = watch
 
     def add(self, step: int, player: str, terms: Mapping[str, Tensor]) -> None:
         """Take in scalars of one chunk."""
@@ -492,19 +503,23 @@ class _LossWindow:
         self._entries.append((step, tuple(f"{player}/{name}" for name in terms), values))
 
     def check(self) -> None:
-        """Raise DivergenceError at the first number that is not finite."""
+        """Raise DivergenceError at the first number that is not finite, and where a loss explodes."""
         fresh = self._entries[self._num_checked :]
         self._num_checked = len(self._entries)
-        if not fresh or torch.cat([values for _, _, values in fresh]).isfinite().all():
+        if not fresh:
             return
-        for step, names, values in fresh:
-            for name, value in zip(names, values.tolist(), strict=True):
+        numbers = iter(torch.cat([values for _, _, values in fresh]).tolist())
+        for step, names, _ in fresh:
+            terms = dict(zip(names, numbers, strict=False))
+            for name, value in terms.items():
                 if not math.isfinite(value):
                     player, _, term = name.partition("/")
                     raise DivergenceError(
                         f"training diverged at step {step}: {term} of {player} is {value}; the last checkpoint is from "
                         "before. Lower optim.lr or set gradient_clip"
                     )
+            if self._watch is not None:
+                self._watch.look(step, terms)
 
     def drain(self, device: Device) -> dict[str, float]:
         """Mean of each term over the window and all processes; empties the window."""
@@ -518,6 +533,51 @@ class _LossWindow:
         self._entries, self._num_checked = [], 0
         means = device.mean(torch.stack([sums[name] / counts[name] for name in sums]))
         return dict(zip(sums, means.tolist(), strict=True))
+
+
+class _ExplosionWatch:
+    """Notices a loss that explodes without becoming infinite.
+
+    Args:
+        player: whose loss is watched.
+        weights: of its terms.
+        factor: how many times its usual size is too much.
+    """
+
+    STEPS = 50
+    """How many steps back the usual size is found; before there are so many, nothing is said."""
+
+    def __init__(self, player: str, weights: Mapping[str, float], factor: float) -> None:
+        self._player, self._factor = player, factor
+        self._weights = {f"{player}/{term}": weight for term, weight in weights.items()}
+        self._recent: deque[float] = deque(maxlen=self.STEPS)
+        self._step, self._sizes = 0, [0.0]
+
+    def look(self, step: int, terms: Mapping[str, float]) -> None:
+        """Take in the terms of one chunk.
+
+        Adversarial terms may be negative, so that totals may pass through 0: magnitudes are summed.
+
+        Raises:
+            DivergenceError: naming the step and the largest term.
+        """
+        shares = {name: abs(weight * terms[name]) for name, weight in self._weights.items() if name in terms}
+        if not shares:
+            return
+        if step != self._step:
+            if self._step:
+                self._recent.append(fmean(self._sizes))
+            self._step, self._sizes = step, []
+        size = sum(shares.values())
+        self._sizes.append(size)
+        if len(self._recent) < self.STEPS or size <= self._factor * (usual := median(self._recent)):
+            return
+        largest = max(shares, key=lambda name: shares[name]).removeprefix(f"{self._player}/")
+        raise DivergenceError(
+            f"training exploded at step {step}: the loss of {self._player} is {size:.3g} after a median of {usual:.3g} "
+            f"over {self.STEPS} steps, mostly by {largest}; the last checkpoint is from before. Lower optim.lr, set "
+            "gradient_clip, or raise explosion_factor where this is expected"
+        )
 
 
 def _check_players(task: Task, config: TrainConfig, ema_player: str) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.nn.composite import CompositeGenerator
 from students import presets
-from students.schedule import GapConfig, draw_gap, keyframe_indices
+from students.schedule import GapConfig, draw_gap, gap_probabilities, keyframe_indices
 
 
 class TestPresets:
@@ -30,6 +30,9 @@ class TestGapConfig:
             ({"smallest": 5, "largest": 4}, "1 <= smallest <= largest"),
             ({"every_frame": 1.5}, "every_frame is a share"),
             ({"every_frame": -0.1}, "every_frame is a share"),
+            ({"probabilities": (0.5, -0.1)}, "must not be negative and not all 0, got 0.5, -0.1"),
+            ({"probabilities": (0.0, 0.0)}, "must not be negative and not all 0"),
+            ({"probabilities": (1.0,), "adaptive": True}, "give one of the two"),
         ],
     )
     def test_nonsense_is_refused(self, wrong, message):
@@ -67,6 +70,37 @@ class TestDrawGap:
         config = GapConfig(smallest=2, largest=6, every_frame=0.2)
         draws = [draw_gap(config, 8, 2, rng) for _ in range(2000)]
         assert [draws.count(g) / 2000 for g in (1, 2, 3)] == pytest.approx([0.2, 0.4, 0.4], abs=0.04)
+
+
+class TestProbabilities:
+    def test_gaps_are_drawn_as_often_as_told_and_only_those_that_fit(self):
+        rng = torch.Generator().manual_seed(0)
+        config = GapConfig(probabilities=(1.0, 0.0, 3.0, 4.0))
+        draws = [draw_gap(config, 9, 2, rng) for _ in range(2000)]
+        assert [draws.count(g) / 2000 for g in (1, 2, 3, 4)] == pytest.approx([1 / 8, 0, 3 / 8, 4 / 8], abs=0.04)
+        draws = [draw_gap(config, 8, 2, rng) for _ in range(2000)]  # 4 leaves no keyframe after a history
+        assert [draws.count(g) / 2000 for g in (1, 2, 3, 4)] == pytest.approx([1 / 4, 0, 3 / 4, 0], abs=0.04)
+
+    def test_a_clip_too_short_for_the_smallest_is_refused(self):
+        config = GapConfig(probabilities=(0.0, 0.0, 1.0))
+        with pytest.raises(DataError, match="keyframes 3 frames apart after a history of 2; use clips of at least 7"):
+            draw_gap(config, 6, 2, torch.Generator())
+
+    def test_they_are_shares_of_the_frames_that_lie_in_gaps_of_each_length(self):
+        assert gap_probabilities([[0, 1, 2, 6], [0, 4, 8]]) == (2 / 14, 0, 0, 12 / 14)
+        with pytest.raises(DataError, match="no sequence has two keyframes"):
+            gap_probabilities([[0], []])
+
+    def test_clips_drawn_with_them_meet_the_gaps_as_often_as_the_keyframes(self):
+        keyframes = [0, 1, 3, 7, 8, 12]  # gaps 1, 2, 4, 1, 4
+        config = GapConfig(probabilities=gap_probabilities([keyframes]))
+        rng = torch.Generator().manual_seed(0)
+        steps = {1: 0.0, 2: 0.0, 4: 0.0}
+        for _ in range(3000):
+            gap = draw_gap(config, 1000, 2, rng)
+            steps[gap] += 1 / gap  # keyframes of a clip of given length
+        total = sum(steps.values())
+        assert [steps[g] / total for g in (1, 2, 4)] == pytest.approx([2 / 5, 1 / 5, 2 / 5], abs=0.04)
 
 
 @pytest.mark.parametrize(("gap", "expected"), [(1, list(range(8))), (2, [0, 2, 4, 6]), (3, [0, 3, 6]), (9, [0])])

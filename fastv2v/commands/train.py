@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,7 +52,7 @@ from fastv2v.commands.parts import (
 from fastv2v.config import to_dict
 from fastv2v.contracts import Task
 from fastv2v.data.folder import VideoFolder
-from fastv2v.data.loader import ClipLoader
+from fastv2v.data.loader import ClipLoader, read_sequence
 from fastv2v.device import Device, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.log import BarProgress, SilentProgress, clock
@@ -64,14 +65,18 @@ from fastv2v.recipe import UNSET_ROOT, DataRecipe
 from fastv2v.run import open_run
 from fastv2v.seed import derive_seed, seed_everything
 from fastv2v.train import FitResult, TrainConfig, fit
+from interpolate.keyframes import adaptive_keyframes, condition_change
 from students import presets as student_presets
 from students.inherit import inherit_weights
-from students.schedule import draw_gap
+from students.schedule import GapConfig, draw_gap, gap_probabilities
 from teachers import presets as teacher_presets
 from teachers.presets import FirstRecipe, TeacherRecipe
 from teachers.task import TeacherTask
 
 _LOG = logging.getLogger(__name__)
+
+MEASURED_SEQUENCES, MEASURED_FRAMES = 8, 128
+"""How much of a data set is looked at where keyframe gaps are measured."""
 
 Recipe = TypeVar("Recipe", SpatialRecipe, TemporalRecipe)
 
@@ -319,6 +324,8 @@ def train_temporal(args: TrainTemporal) -> FitResult:
         loader,
     )
     check_size(student.generator, architecture.size, "the student")
+    recipe = replace(recipe, task=replace(recipe.task, gap=_measured(recipe.task.gap, folder)))
+    args = replace(args, recipe=recipe)
     # Draws one gap for nothing: it refuses clips that even the smallest does not fit into.
     draw_gap(recipe.task.gap, recipe.data.sampling.num_frames, student.generator.history_length, torch.Generator())
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
@@ -328,6 +335,22 @@ def train_temporal(args: TrainTemporal) -> FitResult:
     task = TemporalTask(student.generator, source, folder.spec, objective, recipe.task, video=video)
     least = recipe.task.deployed_gap + 1  # the first keyframe is given, the second is scored
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture, least)
+
+
+def _measured(gap: GapConfig, folder: VideoFolder) -> GapConfig:
+    """The gaps with probabilities measured on the first training sequences, if they shall be those of deployment."""
+    if not gap.adaptive:
+        return gap
+    keyframes = []
+    for i, sequence in enumerate(folder.sequences[:MEASURED_SEQUENCES]):
+        clip = read_sequence(folder, i, 0, min(len(sequence), MEASURED_FRAMES))
+        maps = clip.maps if clip.labels is None else clip.labels
+        assert maps is not None  # one of the two is the condition
+        change = [condition_change(a, b) for a, b in pairwise(maps[0].numpy())]
+        keyframes.append(adaptive_keyframes(change, max_gap=gap.largest))
+    shares = gap_probabilities(keyframes)
+    _LOG.info("keyframe gaps 1, 2, ... in shares of %s", ", ".join(f"{share:.2f}" for share in shares))
+    return replace(gap, adaptive=False, probabilities=tuple(round(share, 4) for share in shares))
 
 
 def _window_network(
