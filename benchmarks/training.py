@@ -7,8 +7,8 @@ that no loss depends on how frames are grouped, and the losses before the first 
 
 Inside the timing: encoding of the conditions, reference flow, all passes, all updates; on our side also what the loop
 adds, such as the averaged weights. Outside: reading the clip, building, one or more warm-up steps. Each method lives in
-a fresh process of its own, whose peak memory is reported; within every repeat the methods take turns, so that a busy
-machine slows all of them.
+a fresh process of its own, whose peak memory is reported. The reference takes turns with a few methods at a time, as
+many as memory holds, so that a busy machine slows both sides of every ratio.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -167,7 +168,7 @@ def street_clip(settings: TrainingSettings) -> Clip:
     ids = torch.tensor([names.index(_CITYSCAPES.get(name, name)) for name in CLASS_NAMES], dtype=torch.uint8)
     config = WorldConfig(size=settings.size, num_frames=settings.num_frames, seed=settings.seed)
     made = list(render_clip(config, 0))
-    frames = torch.from_numpy(np.stack([one.frame for one in made])).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(np.stack([one.frame for one in made])).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(np.stack([one.labels for one in made]))
     instances = torch.from_numpy(np.stack([one.instances for one in made]).astype(np.int32))
     return Clip(frames=(frames.float() / 127.5 - 1)[None], labels=ids[labels.long()][None], instances=instances[None])
@@ -326,13 +327,17 @@ class _Worker:
     """One method in a process of its own."""
 
     def __init__(self, name: str, settings: TrainingSettings, steps: int, processes: Any) -> None:
+        self.name = name
         self.reports: list[StepReport] = []
-        self._name = name
+        self.resting_mb = 0.0
         self._connection, end = processes.Pipe()
         self._process = processes.Process(target=_serve, args=(end, METHODS[name], settings, steps))
         self._process.daemon = True
         self._process.start()
         end.close()
+
+    def await_ready(self) -> None:
+        """Wait until it could take its first step."""
         self.resting_mb = float(self._receive())
 
     def step(self) -> None:
@@ -355,17 +360,18 @@ class _Worker:
                         raise message
                     return message
         raise ConfigError(
-            f"the process of '{self._name}' ended early; its own message is above, or memory has run out, for all "
-            "methods are held at once: give fewer --methods, or a smaller size or width"
+            f"the process of '{self.name}' ended early; its own message is above, or memory has run out: give a "
+            "smaller --at-once, size or width"
         )
 
 
 def training_benchmark(
     settings: TrainingSettings,
     methods: Sequence[str] = tuple(METHODS),
-    repeats: int = 5,
+    repeats: int = 3,
     *,
     warmup: int = 1,
+    at_once: int = 3,
     processes: Any = None,
 ) -> list[Row]:
     """Time the training step of each method, in turns.
@@ -375,6 +381,8 @@ def training_benchmark(
         methods: names from ``METHODS``.
         repeats: timed steps of each.
         warmup: steps beforehand, at least 1: the losses are compared in the first.
+        at_once: how many methods are held in memory, ``BASELINE`` among them, where it is wanted: it stays, and takes
+            its timed steps anew beside each group of the others.
         processes: where workers come from, with the interface of ``multiprocessing``; spawned processes by default.
 
     Returns:
@@ -395,29 +403,50 @@ def training_benchmark(
         raise ConfigError(
             f"repeats and warmup must be at least 1 and a method named, got {repeats}, {warmup} and {len(methods)}"
         )
-    workers: dict[str, _Worker] = {}
-    try:
-        for name in methods:
-            context = processes or multiprocessing.get_context("spawn")
-            workers[name] = _Worker(name, settings, warmup + repeats, context)
-        for _ in range(warmup + repeats):
-            for worker in workers.values():
-                worker.step()
-    finally:
-        for worker in workers.values():
-            worker.close()
-    baseline = workers.get(BASELINE)
-    return [_row(name, worker, baseline, settings, warmup) for name, worker in workers.items()]
+    if at_once < 2:
+        raise ConfigError(f"at_once must be at least 2, the reference and a method beside it, got {at_once}")
+    context = processes or multiprocessing.get_context("spawn")
+    others = [name for name in methods if name != BASELINE]
+    size = at_once - (BASELINE in methods)
+    groups = [others[i : i + size] for i in range(0, len(others), size)] or [[]]
+    rows: dict[str, Row] = {}
+    with contextlib.ExitStack() as stack:
+        start = partial(_open_worker, settings=settings, processes=context)
+        baseline = start(stack, BASELINE, steps=warmup + repeats * len(groups)) if BASELINE in methods else None
+        for number, group in enumerate(groups):
+            with contextlib.ExitStack() as inner:
+                workers = [start(inner, name, steps=warmup + repeats) for name in group]
+                taking_turns = workers if baseline is None else [baseline, *workers]
+                for _ in range(warmup):
+                    for worker in workers if number else taking_turns:
+                        worker.step()
+                for _ in range(repeats):
+                    for worker in taking_turns:
+                        worker.step()
+            rows |= {worker.name: _row(worker, baseline, settings, warmup) for worker in workers}
+    if baseline is not None:
+        rows[BASELINE] = _row(baseline, baseline, settings, warmup)
+    return [rows[name] for name in methods]
 
 
-def _row(name: str, worker: _Worker, baseline: _Worker | None, settings: TrainingSettings, warmup: int) -> Row:
-    """What was found of one method."""
+def _open_worker(
+    stack: contextlib.ExitStack, name: str, *, settings: TrainingSettings, steps: int, processes: Any
+) -> _Worker:
+    """Start a method; the stack ends it."""
+    worker = _Worker(name, settings, steps, processes)
+    stack.callback(worker.close)
+    worker.await_ready()
+    return worker
+
+
+def _row(worker: _Worker, baseline: _Worker | None, settings: TrainingSettings, warmup: int) -> Row:
+    """What was found of one method; the last timed steps of the baseline are those it took turns with."""
     seconds = [report.seconds for report in worker.reports[warmup:]]
     num_made = settings.num_frames - street().generator.history_length
     rates = [num_made / s for s in seconds]
     first_quartile, third_quartile = np.percentile(rates, (25, 75)).tolist()
     row: dict[str, Any] = {
-        "name": name,
+        "name": worker.name,
         "median": statistics.median(rates),
         "unit": "frames / s",
         "spread": third_quartile - first_quartile,
@@ -428,14 +457,15 @@ def _row(name: str, worker: _Worker, baseline: _Worker | None, settings: Trainin
         "resting_memory_mb": worker.resting_mb,
         "loss_difference": None,
         "losses_equal": None,
-        "precision": METHODS[name].precision,
-        "channels_last": METHODS[name].channels_last,
+        "precision": METHODS[worker.name].precision,
+        "channels_last": METHODS[worker.name].channels_last,
         "size": "{1}x{0}".format(*settings.size),
         "height": settings.size[0],
         "width": settings.size[1],
     }
     if baseline is not None:
-        ratios = [theirs.seconds / s for theirs, s in zip(baseline.reports[warmup:], seconds, strict=True)]
+        beside = baseline.reports[-len(seconds) :]
+        ratios = [theirs.seconds / s for theirs, s in zip(beside, seconds, strict=True)]
         difference = loss_difference(worker.reports[0].losses[:1], baseline.reports[0].losses[:1])
         row |= {
             "speedup": statistics.median(ratios),
@@ -459,16 +489,17 @@ def measure(
     settings: TrainingSettings,
     sizes: Sequence[tuple[int, int]],
     methods: Sequence[str] = tuple(METHODS),
-    repeats: int = 5,
+    repeats: int = 3,
     *,
     warmup: int = 1,
+    at_once: int = 3,
     processes: Any = None,
 ) -> BenchmarkResult:
     """Run the benchmark at several sizes; the arguments are those of ``training_benchmark``."""
     rows: list[Row] = []
     for size in sizes:
         at_size = replace(settings, size=size)
-        rows += training_benchmark(at_size, methods, repeats, warmup=warmup, processes=processes)
+        rows += training_benchmark(at_size, methods, repeats, warmup=warmup, at_once=at_once, processes=processes)
     return BenchmarkResult(
         suite="training",
         rows=tuple(rows),
@@ -476,7 +507,7 @@ def measure(
         threads=settings.threads,
         precision="fp32 where a row says nothing else",
         repeats=repeats,
-        settings={**asdict(settings), "size": [list(size) for size in sizes], "warmup": warmup},
+        settings={**asdict(settings), "size": [list(size) for size in sizes], "warmup": warmup, "at_once": at_once},
     )
 
 
@@ -491,8 +522,9 @@ def main(
     threads: int = TrainingSettings.threads,
     cpu: bool = TrainingSettings.cpu,
     methods: tuple[str, ...] = tuple(METHODS),
-    repeats: int = 5,
+    repeats: int = 3,
     warmup: int = 1,
+    at_once: int = 3,
     json: Path | None = None,
 ) -> None:
     """Compare ways to train a teacher and print a table, then one line of JSON.
@@ -509,6 +541,7 @@ def main(
         methods: which methods to compare.
         repeats: timed steps of each method.
         warmup: steps beforehand.
+        at_once: how many methods to hold in memory, the reference among them.
         json: also write the result to this file.
 
     Raises:
@@ -524,7 +557,7 @@ def main(
         threads=threads,
         cpu=cpu,
     )
-    result = measure(settings, size, methods, repeats, warmup=warmup)
+    result = measure(settings, size, methods, repeats, warmup=warmup, at_once=at_once)
     print(
         f"{num_frames - street().generator.history_length} frames a step in chunks of {chunk_frames}, generator width "
         f"{width}, discriminator width {discriminator_width}, {threads} threads, medians of {repeats}, {result.device}"

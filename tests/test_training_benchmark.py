@@ -10,6 +10,7 @@ from benchmarks.training import (
     BASELINE,
     METHODS,
     TrainingSettings,
+    _Worker,
     build_task,
     loss_difference,
     measure,
@@ -43,7 +44,8 @@ class TestReferenceOrder:
         assert len(ours) == 2
         assert ours[1]["generator"]["temporal_gan_0"] > 0
         assert loss_difference(ours[:1], reference[:1]) < 2e-6
-        assert loss_difference(ours, reference) < 1e-4  # after an update by Adam
+        # Adam makes whole steps of gradients that are nothing but rounding, so one update later less is equal.
+        assert loss_difference(ours, reference) < 1e-3
 
     def test_losses_are_still_equal_after_two_updates_of_every_player(self):
         settings = replace(TINY, num_frames=8)
@@ -147,6 +149,17 @@ class TestBenchmark:
         assert loaded.rows[0]["loss_difference"] == 0
         assert not unequal(loaded.rows)
 
+    def test_groups_of_methods_take_turns_with_one_reference(self, monkeypatch):
+        turns = []
+        step = _Worker.step
+        monkeypatch.setattr(_Worker, "step", lambda worker: (turns.append(worker.name), step(worker)))
+        names = ("reference order, whole chunks", BASELINE, "ours", "ours, bf16")
+        rows = training_benchmark(replace(TINY, num_frames=3), names, 1, at_once=3, processes=multiprocessing.dummy)
+        first, second = (BASELINE, names[0], "ours"), ("ours, bf16",)
+        assert turns == [*first, *first, *second, BASELINE, *second]
+        assert [row["name"] for row in rows] == list(names)
+        assert all(row["speedup"] > 0 for row in rows)
+
     def test_unequal_fp32_losses_are_told_and_rounding_of_bf16_is_not(self):
         row = {"name": "ours", "size": "64x32", "loss_difference": 0.01, "losses_equal": False, "precision": "fp32"}
         assert "1.0e-02" in unequal([row])[0]
@@ -158,7 +171,12 @@ class TestBenchmark:
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [({"methods": ("theirs",)}, "choose from"), ({"repeats": 0}, "at least 1"), ({"methods": ()}, "named")],
+        [
+            ({"methods": ("theirs",)}, "choose from"),
+            ({"repeats": 0}, "at least 1"),
+            ({"methods": ()}, "named"),
+            ({"at_once": 1}, "at least 2"),
+        ],
     )
     def test_bad_arguments_are_refused(self, arguments, message):
         with pytest.raises(ConfigError, match=message):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastv2v.losses.distance import picture_distance
 from fastv2v.nn.discriminator import Features
 
 GanKind = Literal["lsgan", "hinge"]
@@ -75,8 +76,8 @@ def _over_scales(features: Features, loss: Callable[[Tensor], Tensor], weight: T
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean over all elements of (B, C, H, W), each picture multiplied by its weight (B,)."""
-    return values.mean() if weight is None else (values * weight.view(-1, 1, 1, 1)).mean()
+    """Mean over all elements of (B, ...), each picture multiplied by its weight (B,)."""
+    return values.mean() if weight is None else (values * weight.view(-1, *(1 for _ in values.shape[1:]))).mean()
 
 
 def feature_matching_loss(fake: Features, real: Features, weight: Tensor | None = None) -> Tensor:
@@ -94,7 +95,7 @@ def feature_matching_loss(fake: Features, real: Features, weight: Tensor | None 
         Wang et al., pix2pixHD, CVPR 2018, with vid2vid's weights.
     """
     terms = [
-        _mean((f.float() - r.detach().float()).abs(), weight) * (4 / (len(fake_scale) - 1))
+        _mean(picture_distance(f, r), weight) * (4 / (len(fake_scale) - 1))
         for fake_scale, real_scale in zip(fake, real, strict=True)
         for f, r in zip(fake_scale[:-1], real_scale[:-1], strict=True)
     ]

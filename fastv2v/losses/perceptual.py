@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastv2v.errors import CheckpointError
+from fastv2v.losses.distance import picture_distance
 
 
 class FeatureNetwork(Protocol):
@@ -177,7 +178,7 @@ class PerceptualLoss(nn.Module):
         total = features[0].new_zeros((), dtype=torch.float32)
         for weight, feature, goal in zip(self.weights, features, goals, strict=True):
             # Frame by frame, so that a frame's share does not depend on what else is in the batch or in this process.
-            distance = (feature.float() - goal.float()).abs().mean(dim=(1, 2, 3))
+            distance = picture_distance(feature, goal)
             if self.relative:
                 distance = distance / (goal.float().abs().mean(dim=(1, 2, 3)) + 1e-6)
             total = total + weight * distance.mean()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastv2v.errors import ConfigError
-from fastv2v.nn.blocks import NormKind, init_gan_weights, norm_layer
+from fastv2v.nn.blocks import NormKind, init_gan_weights, norm_layer, used_channels
 
 Features = list[list[Tensor]]
 """For each scale, finest first: the outputs of all blocks; the last is the patch map of scores."""
@@ -67,15 +67,20 @@ class PatchDiscriminator(nn.Module):
         """Outputs of all blocks for (B, C, H, W)."""
         return self._follow(self.blocks[0](x))
 
-    def judge(self, condition: Tensor, pictures: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Outputs of all blocks for several pictures under one condition; see ``MultiScaleDiscriminator.judge``."""
+    def judge(self, condition: Tensor, pictures: Sequence[Tensor], used: Tensor | None) -> list[list[Tensor]]:
+        """Outputs of all blocks for several pictures under one condition; see ``MultiScaleDiscriminator.judge``.
+
+        ``condition`` holds the channels ``used`` of the condition; None for all.
+        """
         entry, activation = self.blocks[0].children()
         assert isinstance(entry, nn.Conv2d)  # as built above; no norm follows it
-        count, weight = condition.shape[1], entry.weight
-        shared = F.conv2d(condition, weight[:, :count], entry.bias, stride=entry.stride, padding=entry.padding)
-        own = weight[:, count:]
+        count = entry.in_channels - pictures[0].shape[1]
+        of_condition, of_picture = entry.weight[:, :count], entry.weight[:, count:]
+        if used is not None:
+            of_condition = of_condition.index_select(1, used)
+        shared = F.conv2d(condition, of_condition, entry.bias, stride=entry.stride, padding=entry.padding)
         return [
-            self._follow(activation(shared + F.conv2d(x, own, stride=entry.stride, padding=entry.padding)))
+            self._follow(activation(shared + F.conv2d(x, of_picture, stride=entry.stride, padding=entry.padding)))
             for x in pictures
         ]
 
@@ -118,17 +123,21 @@ class MultiScaleDiscriminator(nn.Module):
         """Features of several pictures under one condition: the same as of ``cat([condition, picture], dim=1)`` each.
 
         The first convolution is linear, so what it makes of the condition is computed once for all pictures, and
-        gradients that go back to the pictures are not computed for the many channels of the condition as well.
+        gradients that go back to the pictures are not computed for the many channels of the condition as well. In
+        training, channels of the condition that are zero everywhere are left out (``used_channels``).
 
         Args:
             condition: (B, C, H, W).
             pictures: each (B, D, H, W), where this discriminator takes C + D channels.
         """
+        used = used_channels(condition) if self.training else None
+        if used is not None:
+            condition = condition.index_select(1, used)
         found: list[Features] = [[] for _ in pictures]
         for i, net in enumerate(reversed(self.nets)):
             if i:
                 condition, pictures = _halve(condition), [_halve(x) for x in pictures]
-            for features, outputs in zip(found, net.judge(condition, pictures), strict=True):  # type: ignore[operator]
+            for features, outputs in zip(found, net.judge(condition, pictures, used), strict=True):  # type: ignore[operator]
                 features.append(outputs)
         return found
 
