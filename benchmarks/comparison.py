@@ -58,7 +58,7 @@ SET_MEASURES: Final = {
 """Measures of a whole data set with their headings; drift is lower, accuracy higher for the better model."""
 
 ALL_MEASURES: Final = MEASURES | TEACHER_MEASURES | SET_MEASURES
-QUALITY_COLUMNS: Final = {"name": "model", "frames": "frames", "runs": "runs"} | {
+QUALITY_COLUMNS: Final = {"name": "model", "frames": "frames", "num_frames": "count", "runs": "runs"} | {
     key: ALL_MEASURES[key]
     for key in (
         "psnr_db", "ssim", "vmaf", "fd_efficientnet_lite0", "warping_error", "flicker", "miou", "pixel_accuracy",
@@ -407,26 +407,26 @@ class Criteria:
     """What is asked of a student, on all delivered frames, each in the mean over its runs."""
 
     subject: str | None = None
-    """Name of the student that is judged; the first one by default."""
+    """Name of the student that is judged, the subject; the first one by default."""
     within_psnr: float | None = None
-    """It may fall below the teacher by at most this many dB."""
+    """The subject may fall below the teacher by at most this many dB."""
     within_ssim: float | None = None
-    """It may fall below the teacher's SSIM by at most this."""
+    """The subject may fall below the teacher's SSIM by at most this."""
     within_vmaf: float | None = None
-    """It may fall below the teacher by at most this many VMAF points."""
+    """The subject may fall below the teacher by at most this many VMAF points."""
     within_miou: float | None = None
-    """It may fall below the teacher by at most this many points (hundredths) of mIoU."""
+    """The subject may fall below the teacher by at most this many points (hundredths) of mIoU."""
     no_worse_warping: bool = False
-    """Its warping error may not be higher than the teacher's."""
+    """The subject's warping error may not be higher than the teacher's."""
     max_drift: float | None = None
-    """It may lose at most this many dB from the early to the late frames of a rollout."""
+    """The subject may lose at most this many dB from the early to the late frames of a rollout."""
     max_cost: float | None = None
-    """It may cost at most this share of the teacher's multiply-adds per delivered frame, for example 0.05."""
+    """The subject may cost at most this share of the teacher's multiply-adds per delivered frame, for example 0.05."""
     alone: str | None = None
     """Name of the same student trained without a teacher, which the subject must beat by more than the spread over
     runs: the difference of the means must exceed the distance from the worst to the best run, in either group."""
     beats: tuple[Measure, ...] | None = None
-    """Measures in which it must beat it; by default all that are measured."""
+    """Measures in which the subject must beat the student of --alone; by default all that are measured."""
 
     def __post_init__(self) -> None:
         limits = (self.within_psnr, self.within_ssim, self.within_vmaf, self.within_miou, self.max_drift, self.max_cost)

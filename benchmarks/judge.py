@@ -57,7 +57,7 @@ class JudgeConfig:
     max_frames: int = 300
     """At most this many frames of the training part, evenly spread."""
     seed: int = 0
-    """Decides initial weights, frames and mirroring. On a CPU one seed gives one judge, bit for bit."""
+    """Decides initial weights, frames and mirroring. On one CPU and number of threads, one seed gives one judge."""
     classes: Literal["auto", "cityscapes", "all"] = "auto"
     """``cityscapes``: the 19 evaluation classes of the 35 label ids. ``all``: every class. ``auto``: the former where
     the classes have Cityscapes' names, else the latter."""

@@ -264,6 +264,19 @@ class TestScoreVideo:
         scores = score_video("s", frames, real, keyframe_mask=[t % 2 == 0 for t in range(5)])
         assert scores["keyframes"]["vmaf"] == pytest.approx(pool_vmaf(whole[::2]).harmonic_mean)
 
+    def test_likeness_to_the_teacher_stands_beside_likeness_to_the_real_frames(self):
+        real = [np.full((32, 32, 3), 100, np.uint8)] * 3
+        frames, teacher = [x + 1 for x in real], [x + 3 for x in real]
+        marks = [True, False, True]
+        scores = score_video("s", frames, real, keyframe_mask=marks, with_vmaf=False, teacher=teacher)
+        assert scores["all"]["psnr_db"] == pytest.approx(48.1308, abs=1e-4)
+        assert scores["all"]["teacher_psnr_db"] == pytest.approx(48.1308 - 20 * math.log10(2), abs=1e-4)
+        assert scores["keyframes"]["teacher_ssim"] < 1
+        assert scores["all"]["teacher_vmaf"] is None
+        assert mean_scores("set", [scores, scores])["all"]["teacher_psnr_db"] == scores["all"]["teacher_psnr_db"]
+        with pytest.raises(ShapeError, match="s: videos of equal length"):
+            score_video("s", frames, real, with_vmaf=False, teacher=teacher[:2])
+
     def test_disagreeing_counts_name_the_video(self):
         real = self.video()
         with pytest.raises(ShapeError, match="student: 4 frames against 5"):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -32,7 +30,6 @@ from benchmarks.comparison import (
     Row,
     Verdict,
     Video,
-    deliver,
     group_rows,
     verdicts,
     with_spread,
@@ -43,34 +40,33 @@ from benchmarks.judge import Judge, JudgeConfig, check_judge_file, judged_classe
 from benchmarks.pretrained import LPIPS, MIN_CLIP_FRAMES, I3DFeatures, InceptionFeatures
 from benchmarks.quality import MEAN_COLOUR, PREVIOUS_FRAME, REAL
 from benchmarks.results import BenchmarkResult, format_table, write_result
-from fastv2v.architecture import Trained, load_trained
 from fastv2v.commands.arguments import parse
 from fastv2v.commands.benchmark import pictures
-from fastv2v.commands.parts import check_condition, check_stage, data_of
+from fastv2v.commands.contenders import TEACHER, Contest, open_contest, parse_groups
 from fastv2v.commands.synthesize import output_name
 from fastv2v.config import to_dict
-from fastv2v.data.clip import Clip
-from fastv2v.data.folder import VideoFolder, open_folder
+from fastv2v.data.folder import VideoFolder
 from fastv2v.data.loader import read_sequence
-from fastv2v.device import Device, DeviceConfig, open_device
+from fastv2v.device import DeviceConfig, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.metrics.drift import EARLY, LATE, Window, check_windows
 from fastv2v.metrics.floors import MeanColourFloor, previous_frame_floor
 from fastv2v.metrics.frechet import has_few_samples
 from fastv2v.metrics.vmaf import MIN_SIDE
-from fastv2v.nn.norms import batch_statistics
 from fastv2v.run import contact_sheet, write_json
 from fastv2v.video import write_image, write_video
-from interpolate.keyframes import uniform_keyframes
 
 _LOG = logging.getLogger(__name__)
 
-TEACHER: Final = "teacher"
 RESULT: Final = "comparison.json"
 """Means and spreads of all groups; marks a folder as a comparison."""
 JUDGE: Final = "judge.safetensors"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-_TAKEN: Final = (TEACHER, "real")
+_Criteria = Annotated[Criteria, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]  # options without a prefix
+COST_COLUMNS: Final = costs.COLUMNS | {
+    "times_fewer_gmacs_per_frame": "x fewer",
+    "times_fewer_output_position_gmacs_per_frame": "x fewer (output positions)",
+}
+"""Columns of the cost table; how many times fewer than the teacher's, per delivered frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +109,9 @@ class Compare:
     """Frames whose quality drift starts from, START STOP, counted from the first frame of a sequence."""
     drift_late: Window = LATE
     """Frames at which quality is taken again; drift is left out where a sequence is shorter."""
-    criteria: Annotated[Criteria, tyro.conf.arg(name="")] = field(default_factory=Criteria)
+    criteria: Annotated[Criteria, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff] = field(
+        default_factory=Criteria
+    )
     """What is asked of a student; the exit status is 1 if anything is missed."""
     fps: float = 15.0
     """Rate of the written videos."""
@@ -147,141 +145,20 @@ class Compare:
             raise ConfigError("--within-vmaf needs VMAF; leave --no-vmaf out")
 
 
-def parse_groups(words: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    """Groups of runs from ``NAME=RUN[,RUN...]``.
-
-    Raises:
-        ConfigError: if a word has another form, a name is taken, or a run is named twice.
-    """
-    groups: dict[str, tuple[Path, ...]] = {}
-    for word in words:
-        name, _, runs = word.partition("=")
-        paths = tuple(Path(run) for run in runs.split(","))
-        if not _NAME.fullmatch(name) or not all(runs.split(",")):
-            raise ConfigError(f"--student is NAME=RUN[,RUN...], a name of letters, digits and . _ + -, got {word!r}")
-        if name in groups or name in _TAKEN:
-            raise ConfigError(f"--student {name}: another row has this name; choose one for each group of runs")
-        if len(set(paths)) != len(paths):
-            raise ConfigError(f"--student {name}: a run is named twice; a spread needs runs of different seeds")
-        groups[name] = paths
-    if not groups:
-        raise ConfigError("nothing is compared; name students with --student NAME=RUN[,RUN...]")
-    return groups
-
-
-@dataclass(frozen=True)
-class _Model:
-    """One model of the comparison."""
-
-    name: str
-    group: str
-    run: Path
-    trained: Trained
-
-    @property
-    def is_teacher(self) -> bool:
-        return self.group == TEACHER
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What is compared on what, checked."""
-
-    args: Compare
-    device: Device
-    models: list[_Model]
-    folder: VideoFolder
-    lengths: tuple[int, ...]
-
-    @property
-    def groups(self) -> dict[str, list[_Model]]:
-        """Models by group, the teacher first."""
-        found: dict[str, list[_Model]] = {}
-        for model in self.models:
-            found.setdefault(model.group, []).append(model)
-        return found
-
-    @property
-    def keyframe_fraction(self) -> float:
-        """Synthesised among delivered frames of a student."""
-        first = self.args.given_frames - 1
-        made = sum(len(uniform_keyframes(count - first, self.args.gap)) - 1 for count in self.lengths)
-        return made / sum(count - self.args.given_frames for count in self.lengths)
-
-    @property
-    def training_part(self) -> VideoFolder:
-        """Real frames that all models may have learnt from."""
-        return open_folder(replace(self.folder.config, phase="train"))
-
-
-def _set_up(args: Compare) -> _Setup:
-    """Load everything and refuse what cannot be compared.
-
-    Raises:
-        ConfigError: if a run is of another condition, size or held-out part, a group mixes networks, a sequence is
-            shorter than the gap, or something is asked that cannot be measured here.
-    """
-    device = open_device(args.device)
-    models = [_Model(TEACHER, TEACHER, args.teacher, load_trained(args.teacher))]
-    check_stage(models[0].trained, ("teacher",), "the teacher of a comparison", "a run of train-teacher")
-    for group, runs in parse_groups(args.student).items():
-        for number, run in enumerate(runs, start=1):
-            name = group if len(runs) == 1 else f"{group}/{number}"
-            models.append(_Model(name, group, run, load_trained(run)))
-    teacher = models[0].trained.architecture
-    folder = open_folder(data_of(teacher, args.data, "test"))
-    for model in models:
-        _check_model(model, teacher.size, folder, args.data)
-        model.trained.generator.to(device.device)
-    lengths = tuple(min(count, args.max_frames or count) for count in folder.lengths)
-    setup = _Setup(args, device, models, folder, lengths)
-    for group, members in setup.groups.items():
-        if any(m.trained.architecture.generator != members[0].trained.architecture.generator for m in members):
-            raise ConfigError(f"--student {group}: its runs are different networks; give each network its own name")
-    for sequence, count in zip(folder.sequences, lengths, strict=True):
-        if count < args.given_frames + args.gap:
-            raise ConfigError(
-                f"sequence '{sequence.name}' has {count} frames, and a gap of {args.gap} after {args.given_frames} "
-                f"given needs {args.given_frames + args.gap}; lower --gap or take longer sequences"
-            )
-    _check_asked(setup)
-    return setup
-
-
-def _check_model(model: _Model, size: tuple[int, int], folder: VideoFolder, data: Path) -> None:
-    """Refuse a run that was trained on something else, or on frames it would be judged by."""
-    architecture = model.trained.architecture
-    check_condition(architecture, folder, str(model.run))
-    if architecture.size != size:
-        raise ConfigError(
-            f"{model.run} was trained at {architecture.size} and the teacher at {size} (height, width); compare runs "
-            "of one size"
-        )
-    held_out = open_folder(data_of(architecture, data, "test"))
-    unseen = {(s.name, stem) for s in held_out.sequences for stem in s.stems}
-    for sequence in folder.sequences:
-        for stem in sequence.stems:
-            if (sequence.name, stem) not in unseen:
-                raise ConfigError(
-                    f"{model.run} was trained on frame {stem} of sequence '{sequence.name}', which the teacher holds "
-                    "out; train it with the teacher's --recipe.data.folder.test-tail"
-                )
-
-
-def _check_asked(setup: _Setup) -> None:
+def _check_asked(args: Compare, contest: Contest) -> None:
     """Refuse criteria that nothing here could answer, before any work."""
-    args, criteria = setup.args, setup.args.criteria
+    criteria = args.criteria
     beats = criteria.beats or ()
-    if setup.folder.spec.kind != "labels":
+    if contest.folder.spec.kind != "labels":
         if args.judge is not None or criteria.within_miou is not None or "miou" in beats:
-            raise ConfigError(f"segmentation is judged for label maps only, not for {setup.folder.spec.describe()}")
+            raise ConfigError(f"segmentation is judged for label maps only, not for {contest.folder.spec.describe()}")
     else:
-        judged_classes(setup.folder.spec, args.judging)
+        judged_classes(contest.folder.spec, args.judging)
     if "vmaf" in beats and not args.vmaf:
         raise ConfigError("--beats vmaf needs VMAF; leave --no-vmaf out")
-    if args.vmaf and min(setup.models[0].trained.architecture.size) < MIN_SIDE:
+    if args.vmaf and min(contest.size) < MIN_SIDE:
         raise ConfigError(f"VMAF needs frames of at least {MIN_SIDE}x{MIN_SIDE} pixels; pass --no-vmaf")
-    shortest = min(setup.lengths)
+    shortest = min(contest.lengths)
     if shortest < args.drift_late[1] or args.drift_early[0] < args.given_frames:
         said = (
             f"drift from frames {args.drift_early} to {args.drift_late} needs sequences of {args.drift_late[1]} frames "
@@ -292,28 +169,38 @@ def _check_asked(setup: _Setup) -> None:
         _LOG.warning("%s; it is left out", said)
 
 
-def _open_judge(setup: _Setup, out: Path) -> Judge | None:
+def _open_judge(args: Compare, contest: Contest, out: Path) -> Judge | None:
     """The judge of this data set: the file that was named, that of the comparison to be replaced, or a fresh one."""
-    if setup.folder.spec.kind != "labels":
+    if contest.folder.spec.kind != "labels":
         return None
-    args, training = setup.args, setup.training_part
-    named = args.judge or args.out / JUDGE
-    if named.is_file():
-        judge = load_judge(named, training, args.judging)
-    else:
+    training, file = contest.training_part, args.judge or out / JUDGE
+    judge = _kept_judge(args, training)
+    if judge is None:
         with tqdm(total=args.judging.steps, desc="segmentation judge", unit="step", disable=args.quiet) as bar:
             judge = train_judge(training, args.judging, lambda step, loss: bar.update(step - bar.n))
-    if args.judge is None:
-        save_judge(out / JUDGE, judge)
-    elif not named.is_file():
-        save_judge(named, judge)
-    judge.network.to(setup.device.device)
+    if not file.is_file():
+        save_judge(file, judge)
+    judge.network.to(contest.device.device)
     return judge
 
 
-def _open_pretrained(setup: _Setup) -> Pretrained:
+def _kept_judge(args: Compare, training: VideoFolder) -> Judge | None:
+    """The judge in the file that was named, or in the comparison that will be replaced; None where there is none."""
+    file = args.judge or args.out / JUDGE
+    if not file.is_file():
+        return None
+    try:
+        return load_judge(file, training, args.judging)
+    except ConfigError as error:
+        if args.judge is not None:
+            raise
+        _LOG.warning("%s; it is replaced with the comparison", error)
+        return None
+
+
+def _open_pretrained(args: Compare, contest: Contest) -> Pretrained:
     """The networks that files were named of."""
-    args, device = setup.args, setup.device.device
+    device = contest.device.device
     return Pretrained(
         inception=None if args.fid_weights is None else InceptionFeatures(args.fid_weights, device),
         i3d=None if args.fvd_weights is None else I3DFeatures(args.fvd_weights, device, args.fvd_frames),
@@ -321,14 +208,14 @@ def _open_pretrained(setup: _Setup) -> Pretrained:
     )
 
 
-def _mean_colours(setup: _Setup) -> MeanColourFloor | None:
+def _mean_colours(contest: Contest, quiet: bool) -> MeanColourFloor | None:
     """Mean colour of each label over the training part; None without labels."""
-    if setup.folder.spec.kind != "labels":
+    if contest.folder.spec.kind != "labels":
         return None
-    folder = setup.training_part
+    folder = contest.training_part
 
     def pairs() -> Iterator[tuple[NDArray[np.integer[Any]], NDArray[np.uint8]]]:
-        for i in tqdm(range(len(folder.sequences)), desc="mean colours", disable=setup.args.quiet):
+        for i in tqdm(range(len(folder.sequences)), desc="mean colours", disable=quiet):
             clip = read_sequence(folder, i)
             assert clip.labels is not None  # the condition is of labels
             yield from zip(clip.labels[0].numpy(), pictures(clip), strict=True)
@@ -336,33 +223,18 @@ def _mean_colours(setup: _Setup) -> MeanColourFloor | None:
     return MeanColourFloor.fit(pairs())
 
 
-def _roll_out(setup: _Setup, model: _Model, clip: Clip) -> Iterator[Any]:
-    """The frames of one model after the given ones: a teacher's all synthesised, a student's at the gap."""
-    generator, args = model.trained.generator, setup.args
-    with batch_statistics(generator) if model.is_teacher else nullcontext():
-        yield from deliver(
-            generator,
-            setup.folder.spec,
-            clip,
-            gap=1 if model.is_teacher else args.gap,
-            given_frames=args.given_frames,
-            device=setup.device,
-        )
-
-
-def _compare(setup: _Setup, comparison: Comparison, out: Path) -> None:
+def _compare(args: Compare, contest: Contest, comparison: Comparison, out: Path) -> None:
     """Roll out, score and film one sequence after the other."""
-    args, floor = setup.args, _mean_colours(setup)
-    students = [model.name for model in setup.models if not model.is_teacher]
-    rows_each = len(setup.models) + 2 + (floor is not None)
-    rolled = sum(count - args.given_frames for count in setup.lengths) * len(setup.models)
-    scored = rows_each * len(setup.lengths)
+    floor = _mean_colours(contest, args.quiet)
+    students = [model.name for model in contest.contenders if not model.is_teacher]
+    rows_each = len(contest.contenders) + 2 + (floor is not None)
+    rolled, scored = contest.num_frames * len(contest.contenders), rows_each * len(contest.lengths)
     with (
         tqdm(total=rolled, desc="rollouts", unit="frame", disable=args.quiet) as frames_bar,
         tqdm(total=scored, desc="scores", unit="video", disable=args.quiet) as videos_bar,
     ):
-        for i, (sequence, count) in enumerate(zip(setup.folder.sequences, setup.lengths, strict=True)):
-            clip = read_sequence(setup.folder, i, 0, count)
+        for i, (sequence, count) in enumerate(zip(contest.folder.sequences, contest.lengths, strict=True)):
+            clip = read_sequence(contest.folder, i, 0, count)
             shown = pictures(clip)
             real, before = shown[args.given_frames :], shown[args.given_frames - 1]
             labels = None if clip.labels is None else list(clip.labels[0, args.given_frames :].numpy())
@@ -370,8 +242,8 @@ def _compare(setup: _Setup, comparison: Comparison, out: Path) -> None:
             if floor is not None and labels is not None:
                 videos[MEAN_COLOUR] = Video([floor.paint(x) for x in labels])
             videos[PREVIOUS_FRAME] = Video(previous_frame_floor(real, before))
-            for model in setup.models:
-                made = _counted(_roll_out(setup, model, clip), frames_bar)
+            for model in contest.contenders:
+                made = _counted(contest.roll_out(model, clip), frames_bar)
                 videos[model.name] = Video.collect(made, part_time=not model.is_teacher)
             scored_names = comparison.add(
                 sequence.name,
@@ -384,8 +256,8 @@ def _compare(setup: _Setup, comparison: Comparison, out: Path) -> None:
             )
             for _ in scored_names:
                 videos_bar.update()
-            first_runs = {group: videos[members[0].name].frames for group, members in setup.groups.items()}
-            _write_pictures(out, output_name(setup.folder, sequence), {"real": real, **first_runs}, args.fps)
+            first_runs = {group: videos[members[0].name].frames for group, members in contest.groups.items()}
+            _write_pictures(out, output_name(contest.folder, sequence), {"real": real, **first_runs}, args.fps)
 
 
 def _counted(frames: Iterator[Any], bar: tqdm[Any]) -> Iterator[Any]:
@@ -417,24 +289,17 @@ def _titled(title: str, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.vstack([strip, frame])
 
 
-def _cost_rows(setup: _Setup) -> list[Row]:
+def _cost_rows(contest: Contest) -> list[Row]:
     """Multiply-adds of teacher and groups, and how many times fewer a group needs."""
-    size = setup.models[0].trained.architecture.size
     rows: list[Row] = []
-    for group, (first, *_) in setup.groups.items():
-        fraction = 1.0 if first.is_teacher else setup.keyframe_fraction
-        counted = step_cost(first.trained.generator, setup.folder.spec.channels, size, keyframe_fraction=fraction)
-        row = counted.row(group)
+    for group, (first, *_) in contest.groups.items():
+        fraction = 1.0 if first.is_teacher else contest.keyframe_fraction
+        generator, channels = first.trained.generator, contest.folder.spec.channels
+        row = step_cost(generator, channels, contest.size, keyframe_fraction=fraction).row(group)
         for key in ("gmacs_per_frame", "output_position_gmacs_per_frame"):
             row[f"times_fewer_{key}"] = _number((rows[0] if rows else row)[key]) / _number(row[key])
         rows.append(row)
     return rows
-
-
-COST_COLUMNS: Final = costs.COLUMNS | {
-    "times_fewer_gmacs_per_frame": "x fewer",
-    "times_fewer_output_position_gmacs_per_frame": "x fewer (output positions)",
-}
 
 
 def _number(value: Any) -> float:
@@ -470,11 +335,20 @@ def run_compare(args: Compare) -> Outcome:
         raise ConfigError(f"{args.out} is not empty and holds no earlier comparison; name another folder with --out")
     torch.set_num_threads(args.threads or torch.get_num_threads())
     cv2.setNumThreads(torch.get_num_threads())
-    setup = _set_up(args)
+    contest = open_contest(
+        args.teacher,
+        parse_groups(args.student),
+        args.data,
+        gap=args.gap,
+        given_frames=args.given_frames,
+        max_frames=args.max_frames,
+        device=open_device(args.device),
+    )
+    _check_asked(args, contest)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
     try:
-        outcome = _measure(setup, staging)
+        outcome = _measure(args, contest, staging)
         staging.chmod(0o755)
         if args.out.exists():
             shutil.rmtree(args.out)
@@ -484,26 +358,25 @@ def run_compare(args: Compare) -> Outcome:
     return outcome
 
 
-def _measure(setup: _Setup, out: Path) -> Outcome:
+def _measure(args: Compare, contest: Contest, out: Path) -> Outcome:
     """Everything, into a fresh folder."""
-    args = setup.args
-    cost, pretrained = _cost_rows(setup), _open_pretrained(setup)
-    judge = _open_judge(setup, out)
+    cost, pretrained = _cost_rows(contest), _open_pretrained(args, contest)
+    judge = _open_judge(args, contest, out)
     comparison = Comparison(
-        features=EfficientNetFeatures().to(setup.device.device),
+        features=EfficientNetFeatures().to(contest.device.device),
         judge=judge,
         pretrained=pretrained,
         with_vmaf=args.vmaf,
         early=args.drift_early,
         late=args.drift_late,
     )
-    _compare(setup, comparison, out)
+    _compare(args, contest, comparison, out)
     found = comparison.rows()
-    members = {name: [found[model.name] for model in models] for name, models in setup.groups.items()}
-    in_groups = {model.name for model in setup.models}
+    members = {name: [found[model.name] for model in models] for name, models in contest.groups.items()}
+    in_groups = {model.name for model in contest.contenders}
     others = {name: [rows] for name, rows in found.items() if name not in in_groups}
     groups = [row for name, runs in (others | members).items() for row in group_rows(name, runs)]
-    by_name = {model.name: model for model in setup.models}
+    by_name = {model.name: model for model in contest.contenders}
     runs = [
         row | ({"run": str(by_name[name].run), "step": by_name[name].trained.step} if name in by_name else {})
         for name, rows in found.items()
@@ -513,18 +386,19 @@ def _measure(setup: _Setup, out: Path) -> Outcome:
     delivered = {str(row["name"]): row for row in groups if row["frames"] == "all"}
     judged = verdicts(args.criteria, delivered, TEACHER, shares) if args.criteria.asks_anything else []
     outcome = Outcome(groups, runs, cost, judged)
-    _write(setup, outcome, comparison, judge, out)
+    _write(args, contest, outcome, comparison, judge, out)
     return outcome
 
 
-def _write(setup: _Setup, outcome: Outcome, comparison: Comparison, judge: Judge | None, out: Path) -> None:
+def _write(
+    args: Compare, contest: Contest, outcome: Outcome, comparison: Comparison, judge: Judge | None, out: Path
+) -> None:
     """The result files."""
-    args = setup.args
     settings = {
         "command": to_dict(args),
-        "size": list(setup.models[0].trained.architecture.size),
-        "frames": dict(zip((s.name for s in setup.folder.sequences), setup.lengths, strict=True)),
-        "checkpoints": {model.name: str(model.trained.checkpoint) for model in setup.models},
+        "size": list(contest.size),
+        "frames": dict(zip((s.name for s in contest.folder.sequences), contest.lengths, strict=True)),
+        "checkpoints": {model.name: str(model.trained.checkpoint) for model in contest.contenders},
         "judge": None if judge is None else judge.record,
     }
     verdict_rows = [verdict._asdict() for verdict in outcome.verdicts]
@@ -534,9 +408,9 @@ def _write(setup: _Setup, outcome: Outcome, comparison: Comparison, judge: Judge
             result = BenchmarkResult(
                 suite=suite,
                 rows=tuple(rows),
-                device=str(setup.device.device.type),
+                device=str(contest.device.device.type),
                 threads=torch.get_num_threads(),
-                precision=str(setup.device.dtype).removeprefix("torch."),
+                precision=str(contest.device.dtype).removeprefix("torch."),
                 settings=settings,
             )
             write_result(out / f"{suite}.json", result)
@@ -564,8 +438,7 @@ def main(argv: list[str]) -> int:
     if outcome.verdicts:
         rows = [verdict._asdict() for verdict in outcome.verdicts]
         print(f"\nverdict\n{format_table(rows, VERDICT_COLUMNS)}")
-        if args.criteria.alone is not None and any(row["runs"] == 1 for row in outcome.groups if row["runs"]):
-            _warn_single_runs(args)
+        _warn_single_runs(args)
     print(f"\nvideos side by side lie in {args.out / 'videos'}, pictures in {args.out / 'pictures'}")
     document = {
         "out": str(args.out),
@@ -579,7 +452,8 @@ def main(argv: list[str]) -> int:
 
 
 def _warn_single_runs(args: Compare) -> None:
-    """Say that one run has no spread."""
-    single = [name for name, runs in parse_groups(args.student).items() if len(runs) == 1]
-    if single:
+    """Say that a group that is to be beaten, or to beat, has no spread."""
+    groups, alone = parse_groups(args.student), args.criteria.alone
+    subject = args.criteria.subject or next(iter(groups))
+    if alone is not None and (single := [name for name in (subject, alone) if len(groups[name]) == 1]):
         _LOG.warning("%s: one run has no spread over seeds; give at least three", ", ".join(single))

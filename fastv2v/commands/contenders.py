@@ -1,0 +1,205 @@
+"""A teacher and groups of students that are compared: loaded, checked against each other, rolled out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from benchmarks.comparison import Delivered, deliver
+from fastv2v.architecture import Trained, load_trained
+from fastv2v.commands.parts import check_condition, check_stage, data_of
+from fastv2v.data.clip import Clip
+from fastv2v.data.folder import VideoFolder, open_folder
+from fastv2v.data.transforms import Size
+from fastv2v.device import Device
+from fastv2v.errors import ConfigError
+from fastv2v.nn.norms import batch_statistics
+from interpolate.keyframes import uniform_keyframes
+
+TEACHER: Final = "teacher"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_TAKEN: Final = (TEACHER, "real")
+
+
+def parse_groups(words: Sequence[str]) -> dict[str, tuple[Path, ...]]:
+    """Groups of runs from ``NAME=RUN[,RUN...]``.
+
+    Raises:
+        ConfigError: if a word has another form, a name is taken, a run is named twice, or there is no group.
+    """
+    groups: dict[str, tuple[Path, ...]] = {}
+    for word in words:
+        name, _, runs = word.partition("=")
+        paths = tuple(Path(run) for run in runs.split(","))
+        if not _NAME.fullmatch(name) or not all(runs.split(",")):
+            raise ConfigError(f"--student is NAME=RUN[,RUN...], a name of letters, digits and . _ + -, got {word!r}")
+        if name in groups or name in _TAKEN:
+            raise ConfigError(f"--student {name}: another row has this name; choose one for each group of runs")
+        if len(set(paths)) != len(paths):
+            raise ConfigError(f"--student {name}: a run is named twice; a spread needs runs of different seeds")
+        groups[name] = paths
+    if not groups:
+        raise ConfigError("nothing is compared; name students with --student NAME=RUN[,RUN...]")
+    return groups
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model of a comparison."""
+
+    name: str
+    """Its own name: the group's, with the number of the run where there are several."""
+    group: str
+    """Name of its group; ``TEACHER`` for the teacher."""
+    run: Path
+    """As it was named."""
+    trained: Trained
+    """The network, on the device."""
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether it synthesises every frame."""
+        return self.group == TEACHER
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who is compared, and on what."""
+
+    contenders: tuple[Contender, ...]
+    """The teacher first."""
+    folder: VideoFolder
+    """Held-out part of the data set."""
+    lengths: tuple[int, ...]
+    """Frames taken of each sequence."""
+    gap: int
+    """Distance of the students' keyframes."""
+    given_frames: int
+    """Real frames that every rollout starts from."""
+    device: Device
+    """Where the networks are."""
+
+    @property
+    def groups(self) -> dict[str, list[Contender]]:
+        """Contenders by group, the teacher's first."""
+        found: dict[str, list[Contender]] = {}
+        for contender in self.contenders:
+            found.setdefault(contender.group, []).append(contender)
+        return found
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of all frames."""
+        return self.contenders[0].trained.architecture.size
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that each contender delivers."""
+        return sum(count - self.given_frames for count in self.lengths)
+
+    @property
+    def keyframe_fraction(self) -> float:
+        """Synthesised frames of a student among its delivered ones."""
+        first = self.given_frames - 1
+        made = sum(len(uniform_keyframes(count - first, self.gap)) - 1 for count in self.lengths)
+        return made / self.num_frames
+
+    @property
+    def training_part(self) -> VideoFolder:
+        """What the teacher learnt from."""
+        return open_folder(replace(self.folder.config, phase="train"))
+
+    def roll_out(self, contender: Contender, clip: Clip) -> Iterator[Delivered]:
+        """Frames of a clip after the given ones.
+
+        A teacher synthesises all of them, its norms going by each frame's own statistics; a student keyframes at the
+        gap, with the running statistics that it is deployed with.
+        """
+        generator = contender.trained.generator
+        with batch_statistics(generator) if contender.is_teacher else nullcontext():
+            yield from deliver(
+                generator,
+                self.folder.spec,
+                clip,
+                gap=1 if contender.is_teacher else self.gap,
+                given_frames=self.given_frames,
+                device=self.device,
+            )
+
+
+def open_contest(
+    teacher: Path,
+    students: Mapping[str, Sequence[Path]],
+    data: Path,
+    *,
+    gap: int,
+    given_frames: int,
+    max_frames: int | None,
+    device: Device,
+) -> Contest:
+    """Load all runs and refuse what cannot be compared.
+
+    Args:
+        teacher: run or checkpoint.
+        students: runs of each group.
+        data: data set folder.
+        gap: distance of the students' keyframes.
+        given_frames: real frames that every rollout starts from.
+        max_frames: at most this many frames of each sequence; all by default.
+        device: where the networks go.
+
+    Returns:
+        The contest.
+
+    Raises:
+        ConfigError: if a run is of another condition, size or held-out part, the teacher is none, a group mixes
+            networks, or a sequence is shorter than the gap.
+        CheckpointError: if a run cannot be loaded.
+    """
+    contenders = [Contender(TEACHER, TEACHER, teacher, load_trained(teacher))]
+    check_stage(contenders[0].trained, ("teacher",), "the teacher of a comparison", "a run of train-teacher")
+    for group, runs in students.items():
+        for number, run in enumerate(runs, start=1):
+            name = group if len(runs) == 1 else f"{group}/{number}"
+            contenders.append(Contender(name, group, run, load_trained(run)))
+    folder = open_folder(data_of(contenders[0].trained.architecture, data, "test"))
+    lengths = tuple(min(count, max_frames or count) for count in folder.lengths)
+    contest = Contest(tuple(contenders), folder, lengths, gap, given_frames, device)
+    for contender in contenders:
+        _check(contender, contest, data)
+        contender.trained.generator.to(device.device)
+    for group, members in contest.groups.items():
+        if any(m.trained.architecture.generator != members[0].trained.architecture.generator for m in members):
+            raise ConfigError(f"--student {group}: its runs are different networks; give each network its own name")
+    for sequence, count in zip(folder.sequences, lengths, strict=True):
+        if count < given_frames + gap:
+            raise ConfigError(
+                f"sequence '{sequence.name}' has {count} frames, and a gap of {gap} after {given_frames} given needs "
+                f"{given_frames + gap}; lower --gap or take longer sequences"
+            )
+    return contest
+
+
+def _check(contender: Contender, contest: Contest, data: Path) -> None:
+    """Refuse a run that was trained on something else, or on frames it would be judged by."""
+    architecture, size = contender.trained.architecture, contest.size
+    check_condition(architecture, contest.folder, str(contender.run))
+    if architecture.size != size:
+        raise ConfigError(
+            f"{contender.run} was trained at {architecture.size} and the teacher at {size} (height, width); compare "
+            "runs of one size"
+        )
+    held_out = open_folder(data_of(architecture, data, "test"))
+    unseen = {(s.name, stem) for s in held_out.sequences for stem in s.stems}
+    for sequence in contest.folder.sequences:
+        for stem in sequence.stems:
+            if (sequence.name, stem) not in unseen:
+                raise ConfigError(
+                    f"{contender.run} was trained on frame {stem} of sequence '{sequence.name}', which the teacher "
+                    "holds out; train it with the teacher's --recipe.data.folder.test-tail"
+                )
