@@ -275,7 +275,9 @@ class Comparison:
             if self._judge is not None and labels is not None:
                 judged = zip(video.frames, labels, strict=True)
                 matrices = np.stack([self._judge.confusion(frame, truth) for frame, truth in judged])
-            made = {key: extract(video.frames) for key, extract in self._extractors.items()}
+            made = real_features  # the row of the real video is not looked at twice
+            if video.frames is not real:
+                made = {key: extract(video.frames) for key, extract in self._extractors.items()}
             lpips = self._pretrained.lpips
             distances = None if lpips is None else np.array(lpips.distances(video.frames, real))
             for frames in SETS:
