@@ -35,7 +35,7 @@ from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
 from fastv2v.losses.flow import masked_l1
 from fastv2v.losses.objective import Reference, VideoObjective
-from fastv2v.losses.rollout import RolloutConfig, draw_start, training_rollout
+from fastv2v.losses.rollout import WORN, RolloutConfig, draw_start, training_rollout
 from fastv2v.nn.generators import VideoGenerator
 from fastv2v.ops.labels import encode_clip
 from fastv2v.render import Chunk, render_clip
@@ -150,7 +150,7 @@ class DistillTask:
         conditions, clip = conditions[:, lead * gap :], clip.take(lead * gap, clip.num_frames)
         taught = None
         if self.teacher is not None and config.weights.active():
-            taught = self.teacher.teach(clip, conditions, "full" if lead else start)
+            taught = self.teacher.teach(clip, conditions, "full" if lead or start in WORN else start)
         flow = clip.flow if gap == 1 else None  # flow files know no gaps
         reference = self.objective.reference(key_conditions[:, lead:], key_frames[:, lead:], flow)
         past: list[Tensor] = []

@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastv2v.contracts import FrameOutput, History, StepModel
 from fastv2v.errors import ConfigError, DataError, ShapeError
-from fastv2v.losses.rollout import RolloutConfig, draw_start, opening, training_rollout
+from fastv2v.losses.rollout import WORN, RolloutConfig, draw_start, opening, training_rollout, worn
 from fastv2v.render import advance, detach, render_clip, rollout, rollout_chunks, stack_outputs, start_history
 from fastv2v.score import clip_psnr, to_uint8
 
@@ -185,6 +186,18 @@ class TestOpening:
         chunks = list(training_rollout(Adder(), conditions, conditions, start, config, 0))
         assert [(c.start, c.output.frame.shape[1]) for c in chunks] == [(2, 2), (4, 1)]
 
+    @pytest.mark.parametrize(("start", "factor"), list(WORN.items()))
+    def test_a_worn_history_is_blurred_and_nothing_else(self, start, factor):
+        frames = torch.rand(2, 3, 3, 16, 32, generator=torch.Generator().manual_seed(0))
+        history = opening(Adder(), frames, frames, start)
+        assert torch.equal(history.conditions, frames[:, :2]) and history.valid.tolist() == [1, 1]
+        inner = history.frames.flatten(0, 1), frames[:, :2].flatten(0, 1)
+        # Averages over whole squares are (nearly) kept where the enlargement is linear; what lies within is gone.
+        kept = [F.avg_pool2d(x, factor).mean() for x in inner]
+        assert kept[0] == pytest.approx(float(kept[1]), abs=0.02)
+        assert history.frames.var() < frames.var() / factor
+        assert torch.equal(worn(torch.full((1, 1, 3, 8, 8), 0.5), factor), torch.full((1, 1, 3, 8, 8), 0.5))
+
     def test_a_clip_no_longer_than_the_history_is_refused(self):
         with pytest.raises(DataError, match="at least 3 frames"):
             opening(Adder(), steps([1, 2]), steps([1, 2]), "full")
@@ -197,6 +210,13 @@ class TestDrawStart:
         draws = [draw_start(config, rng) for _ in range(2000)]
         shares = [draws.count(kind) / 2000 for kind in ("nothing", "one", "full")]
         assert shares == pytest.approx([0.2, 0.3, 0.5], abs=0.04)
+
+    def test_worn_starts_are_drawn_alike(self):
+        rng = torch.Generator().manual_seed(0)
+        config = RolloutConfig(start_from_nothing=0.1, start_from_one=0.1, start_from_worn=0.6)
+        draws = [draw_start(config, rng) for _ in range(2000)]
+        shares = [draws.count(kind) / 2000 for kind in ("nothing", "one", *WORN, "full")]
+        assert shares == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.2, 0.2], abs=0.04)
 
     def test_the_same_generator_state_draws_the_same(self):
         draws = [draw_start(RolloutConfig(), torch.Generator().manual_seed(s)) for s in range(20)]

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,6 +17,9 @@ from fastv2v.contracts import FrameOutput, History, StepModel
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.nn.norms import kept_statistics
 from fastv2v.render import Chunk, rollout_chunks, start_history
+
+WORN: Final = {"worn2": 2, "worn4": 4, "worn8": 8}
+"""Starts from a blurred history, with the side of the squares in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,9 @@ class RolloutConfig:
     """Share of clips that begin without any given frame, so that a stream can start cold."""
     start_from_one: float = 0.4
     """Share of clips that begin from one real frame, repeated; the rest gets a full real history."""
+    start_from_worn: float = 0.0
+    """Share of clips that begin from a real history blurred over 2, 4 or 8 pixels, as if many own frames lay behind
+    it: so a generator learns to draw anew what a long rollout wears out, which short clips never show it."""
 
     def __post_init__(self) -> None:
         if self.chunk_frames < 0 or self.backprop_frames < 1:
@@ -50,9 +58,11 @@ class RolloutConfig:
                 f"max_backprop_frames ({self.max_backprop_frames}) must not be below backprop_frames "
                 f"({self.backprop_frames}) where it grows"
             )
-        shares = (self.start_from_nothing, self.start_from_one)
+        shares = (self.start_from_nothing, self.start_from_one, self.start_from_worn)
         if min(shares) < 0 or sum(shares) > 1:
-            raise ConfigError(f"start_from_nothing and start_from_one are shares of all clips, got {shares}")
+            raise ConfigError(
+                f"start_from_nothing, start_from_one and start_from_worn are shares of all clips, got {shares}"
+            )
 
     def backprop_at(self, at: int) -> int:
         """Frames that gradients run back over after ``at`` training steps.
@@ -73,11 +83,34 @@ class RolloutConfig:
 
 
 def draw_start(config: RolloutConfig, rng: torch.Generator) -> str:
-    """Draw how a clip begins: ``nothing``, ``one`` or ``full``."""
+    """Draw how a clip begins: ``nothing``, ``one``, one of ``WORN``, or ``full``."""
     draw = float(torch.rand((), generator=rng))
     if draw < config.start_from_nothing:
         return "nothing"
-    return "one" if draw < config.start_from_nothing + config.start_from_one else "full"
+    if draw < config.start_from_nothing + config.start_from_one:
+        return "one"
+    if draw < config.start_from_nothing + config.start_from_one + config.start_from_worn:
+        return list(WORN)[int(torch.randint(len(WORN), (), generator=rng))]
+    return "full"
+
+
+def worn(frames: Tensor, factor: int) -> Tensor:
+    """Frames as a long rollout leaves them: averaged over squares of ``factor`` pixels and enlarged again.
+
+    Args:
+        frames: (B, K, 3, H, W); H and W divisible by ``factor``.
+        factor: side of the squares in pixels.
+
+    Returns:
+        The same shape.
+
+    Source:
+        Worn context in training against drift: Valevski et al., "Diffusion Models Are Real-Time Game Engines", ICLR
+        2025 (noise there; blur here, which is what repeated warping does).
+    """
+    flat = frames.flatten(0, 1)
+    small = F.avg_pool2d(flat, factor)
+    return F.interpolate(small, size=flat.shape[-2:], mode="bilinear", align_corners=False).view_as(frames)
 
 
 def opening(model: StepModel, conditions: Tensor, frames: Tensor, start: str) -> History:
@@ -87,7 +120,7 @@ def opening(model: StepModel, conditions: Tensor, frames: Tensor, start: str) ->
         model: the generator.
         conditions: (B, T, C, H, W).
         frames: real frames, (B, T, 3, H, W).
-        start: one of ``nothing``, ``one``, ``full``.
+        start: ``nothing``, ``one``, ``full`` or one of ``WORN``.
 
     Raises:
         DataError: if the clip is not longer than the history.
@@ -101,7 +134,8 @@ def opening(model: StepModel, conditions: Tensor, frames: Tensor, start: str) ->
     if start == "nothing":
         return start_history(conditions[:, :0], None, past, first_condition=conditions[:, past])
     oldest = past - 1 if start == "one" else 0
-    return start_history(conditions[:, oldest:past], frames[:, oldest:past], past)
+    given = frames[:, oldest:past]
+    return start_history(conditions[:, oldest:past], worn(given, WORN[start]) if start in WORN else given, past)
 
 
 def training_rollout(
@@ -123,7 +157,7 @@ def training_rollout(
         model: the generator that is trained.
         conditions: (B, T, C, H, W).
         frames: real frames, (B, T, 3, H, W).
-        start: one of ``nothing``, ``one``, ``full``.
+        start: ``nothing``, ``one``, ``full`` or one of ``WORN``.
         config: truncation and memory.
         at: training steps made so far.
         lead_in: frames made before the first chunk.
