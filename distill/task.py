@@ -35,7 +35,7 @@ from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
 from fastv2v.losses.flow import masked_l1
 from fastv2v.losses.objective import Reference, VideoObjective
-from fastv2v.losses.rollout import WORN, RolloutConfig, draw_start, training_rollout
+from fastv2v.losses.rollout import WORN, RolloutConfig, draw_lead_in, draw_start, training_rollout
 from fastv2v.nn.generators import VideoGenerator
 from fastv2v.ops.labels import encode_clip
 from fastv2v.render import Chunk, render_clip
@@ -176,12 +176,9 @@ class DistillTask:
 
     def _begin(self, clip: Clip, gap: int, rng: torch.Generator) -> tuple[Clip, int]:
         """Draw a lead-in, in keyframes, and cut the clip to it: what is trained on is the same for each length."""
-        if not self.config.lead_in:
-            return clip, 0
         num_keyframes = -(-clip.num_frames // gap)
-        most = min(self.config.lead_in, num_keyframes - self.student.history_length - 1)
-        lead = int(torch.randint(most + 1, (), generator=rng)) if most > 0 else 0
-        return clip.take((max(most, 0) - lead) * gap, clip.num_frames), lead
+        first, lead = draw_lead_in(self.config.lead_in, num_keyframes, self.student.history_length, rng)
+        return (clip.take(first * gap, clip.num_frames) if first else clip), lead
 
     def teacher_entry(self, keyframe: int, gap: int) -> int:
         """Entry of what the teacher made that shows the same moment as keyframe number ``keyframe``."""

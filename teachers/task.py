@@ -14,7 +14,7 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
 from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
-from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig, draw_start, opening, training_rollout
+from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig, draw_lead_in, draw_start, opening, training_rollout
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly
 from fastv2v.nn.features import EncodingStep, FeatureGenerator, clip_conditions, observations
 from fastv2v.nn.norms import batch_statistics
@@ -31,12 +31,18 @@ class TeacherTaskConfig:
     """Losses and discriminators."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Starts and truncation of the rollouts."""
+    lead_in: int = 0
+    """Most frames that the teacher makes, as deployed and without gradients, before those it is trained on; drawn for
+    each clip from 0 on. So it learns from histories of its own that are older than a clip. Clips must be longer by as
+    many frames."""
     fixed_coarse_steps: int = 0
     """Training steps in which only the finest of several scales learns (vid2vid's niter_fix_global)."""
 
     def __post_init__(self) -> None:
         if self.fixed_coarse_steps < 0:
             raise ConfigError(f"fixed_coarse_steps must be at least 0, got {self.fixed_coarse_steps}")
+        if self.lead_in < 0:
+            raise ConfigError(f"lead_in must be at least 0 frames, got {self.lead_in}")
 
 
 class TeacherTask:
@@ -68,6 +74,8 @@ class TeacherTask:
         inner = generator.generator if isinstance(generator, FeatureGenerator) else generator
         if config.fixed_coarse_steps and not isinstance(inner, CoarseToFineGenerator):
             raise ConfigError("fixed_coarse_steps is for generators of several scales; this one has one (num_scales)")
+        if config.lead_in and isinstance(generator, FeatureGenerator):
+            raise ConfigError("lead_in is for generators without instance features, whose looks come from real frames")
         self.generator = generator
         self.spec = spec
         self.objective = objective
@@ -78,23 +86,28 @@ class TeacherTask:
 
     def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
         """Losses of every player, chunk after chunk."""
-        conditions = encode_clip(self.spec, clip)
-        reference = self.objective.reference(conditions, clip.frames, clip.flow)
         start = draw_start(self.config.rollout, rng)
+        first, lead = draw_lead_in(self.config.lead_in, clip.num_frames, self.generator.history_length, rng)
+        clip = clip.take(first, clip.num_frames) if first else clip
+        conditions = encode_clip(self.spec, clip)
+        judged = clip.take(lead, clip.num_frames) if lead else clip
+        reference = self.objective.reference(conditions[:, lead:], judged.frames, judged.flow)
         past: list[Tensor] = []
-        for chunk in self._rollout(clip, conditions, start, at):
+        for chunk in self._rollout(clip, conditions, start, at, lead):
             num_made = chunk.start - self.generator.history_length
             yield self.objective.chunk_losses(chunk, reference, past, num_made=num_made)
             past = self.objective.past_after(past, chunk)
 
-    def _rollout(self, clip: Clip, conditions: Tensor, start: str, at: int) -> Iterator[Chunk]:
-        """Chunks of the clip, synthesised with the look of the real frames where the generator takes features."""
+    def _rollout(self, clip: Clip, conditions: Tensor, start: str, at: int, lead: int) -> Iterator[Chunk]:
+        """Chunks after the lead-in, with the look of the real frames where the generator takes features."""
         if isinstance(self.generator, FeatureGenerator):
             return self._feature_rollout(self.generator, clip, start, at)
         model: StepModel = self.generator
         if isinstance(self.generator, CoarseToFineGenerator) and at < self.config.fixed_coarse_steps:
             model = FinestOnly(self.generator)
-        return training_rollout(model, conditions, clip.frames, start, self.config.rollout, at)
+        return training_rollout(
+            model, conditions, clip.frames, start, self.config.rollout, at, lead_in=lead, own_statistics=True
+        )
 
     def _feature_rollout(self, generator: FeatureGenerator, clip: Clip, start: str, at: int) -> Iterator[Chunk]:
         """The same with features made anew in each step; see ``EncodingStep``."""

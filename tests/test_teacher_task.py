@@ -9,7 +9,7 @@ from fastv2v.contracts import Task
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.device import DeviceConfig, open_device
-from fastv2v.errors import DataError
+from fastv2v.errors import ConfigError, DataError
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
 from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.losses.total import weighted_total
@@ -163,3 +163,39 @@ def test_sample_and_evaluation_roll_out_from_the_first_real_frame():
 def test_clips_that_are_too_short_are_refused(frames):
     with pytest.raises(DataError, match=r"at least \d frames"):
         next(make_task().step(make_clip(frames=frames), torch.Generator(), 0))
+
+
+class TestLeadIn:
+    def steps(self, lead_in, seed, frames=8):
+        """Frames the generator made for one clip, by the value of their condition, and the number of chunks."""
+        task = make_task(RolloutConfig(chunk_frames=2, start_from_nothing=0, start_from_one=0))
+        task.config = replace(task.config, lead_in=lead_in)
+        made, step = [], task.generator.step
+        task.generator.step = lambda condition, history: (
+            made.append(torch.is_grad_enabled()),
+            step(condition, history),
+        )[1]
+        chunks = list(task.step(make_clip(frames=frames, batch=1), torch.Generator().manual_seed(seed), 0))
+        return made, len(chunks)
+
+    def test_frames_before_those_that_are_trained_on_are_made_without_gradients(self):
+        leads = set()
+        for seed in range(12):
+            made, chunks = self.steps(3, seed)
+            lead = made.count(False)
+            assert made == [False] * lead + [True] * 3  # 8 frames, 2 of history, at most 3 ahead
+            assert chunks == 2
+            leads.add(lead)
+        assert leads == {0, 1, 2, 3}
+
+    def test_none_is_the_plain_task(self):
+        made, chunks = self.steps(0, 0)
+        assert made == [True] * 6 and chunks == 3
+
+    def test_a_short_clip_keeps_one_frame_to_train_on(self):
+        made, _ = self.steps(50, 1, frames=4)
+        assert made[-1] and len(made) - made.count(False) == 1
+
+    def test_nonsense_is_refused(self):
+        with pytest.raises(ConfigError, match="lead_in must be at least 0"):
+            TeacherTaskConfig(lead_in=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastv2v.contracts import FrameOutput, History, StepModel
 from fastv2v.errors import ConfigError, DataError
-from fastv2v.nn.norms import kept_statistics
+from fastv2v.nn.norms import batch_statistics, kept_statistics
 from fastv2v.render import Chunk, rollout_chunks, start_history
 
 WORN: Final = {"worn2": 2, "worn4": 4, "worn8": 8}
@@ -147,6 +147,7 @@ def training_rollout(
     at: int,
     *,
     lead_in: int = 0,
+    own_statistics: bool = False,
 ) -> Iterator[Chunk]:
     """Chunks of a clip from frame N-1 to its end; see ``rollout_chunks``.
 
@@ -161,10 +162,12 @@ def training_rollout(
         config: truncation and memory.
         at: training steps made so far.
         lead_in: frames made before the first chunk.
+        own_statistics: whether norms go by those frames' own statistics, as teachers are deployed, or by running ones.
     """
     history = opening(model, conditions, frames, start)
     if lead_in:
-        history = run_ahead(model, conditions[:, model.history_length :][:, :lead_in], history)
+        ahead = conditions[:, model.history_length :][:, :lead_in]
+        history = run_ahead(model, ahead, history, own_statistics=own_statistics)
     return rollout_chunks(
         CheckpointedStep(model) if config.gradient_checkpointing else model,
         conditions[:, lead_in:],
@@ -175,26 +178,53 @@ def training_rollout(
     )
 
 
+def draw_lead_in(most: int, num_frames: int, history_length: int, rng: torch.Generator) -> tuple[int, int]:
+    """Draw how many frames of a clip are made before those that are trained on, whose number is the same for each draw.
+
+    Args:
+        most: largest lead-in, in frames; cut where the clip is too short for it.
+        num_frames: T, frames of the clip.
+        history_length: N-1.
+        rng: source of randomness; not used where there is nothing to draw.
+
+    Returns:
+        First frame of the clip that is used, and the lead-in.
+    """
+    most = min(most, num_frames - history_length - 1)
+    if most <= 0:
+        return 0, 0
+    lead = int(torch.randint(most + 1, (), generator=rng))
+    return most - lead, lead
+
+
 @torch.no_grad()
-def run_ahead(model: StepModel, conditions: Tensor, history: History) -> History:
-    """The history a model reaches by itself, with the running statistics of its norms, as it is deployed.
+def run_ahead(model: StepModel, conditions: Tensor, history: History, *, own_statistics: bool = False) -> History:
+    """The history a model reaches by itself, as it is deployed.
 
     Args:
         model: a generator in training; its modes are put back.
         conditions: of the frames it makes, (B, L, C, H, W).
         history: where it begins.
+        own_statistics: whether norms go by those frames' own statistics; by running ones otherwise.
     """
+    with batch_statistics(model) if own_statistics else _evaluation(model):
+        for condition in conditions.unbind(1):
+            _, history = model.step(condition, history)
+    return history
+
+
+@contextmanager
+def _evaluation(model: StepModel) -> Iterator[None]:
+    """Within: evaluation mode; afterwards every module has its own mode again."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [module.training for module in modules]
     try:
         for module in modules:
             module.training = False
-        for condition in conditions.unbind(1):
-            _, history = model.step(condition, history)
+        yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-    return history
 
 
 class CheckpointedStep:
