@@ -16,6 +16,11 @@ from fastv2v.recipe import DataRecipe, HelperRecipe
 from fastv2v.train import TrainConfig
 from students.schedule import GapConfig
 
+DEMO_ROLLOUT = RolloutConfig(
+    chunk_frames=3, backprop_frames=3, start_from_nothing=0.1, start_from_one=0.3, start_from_worn=0.2
+)
+"""Rollouts of the stages that take minutes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialRecipe:
@@ -85,13 +90,17 @@ def temporal(data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig
 def spatial_demo(
     student: VideoConfig, data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
 ) -> SpatialRecipe:
-    """The spatial stage in minutes on a CPU: truths and teacher side by side, longer chunks."""
+    """The spatial stage in minutes on a CPU: truths and teacher side by side, longer chunks.
+
+    All frames of a clip but six may lie in the lead-in, so that the student learns where its own rollout leads.
+    """
     return replace(
         spatial(student, data, helpers, objective, replace(train, max_minutes=3.0)),
         task=SpatialConfig(
-            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=0.0),
+            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=1.0),
+            lead_in=max(data.sampling.num_frames - 8, 0),
             objective=objective,
-            rollout=RolloutConfig(chunk_frames=3, backprop_frames=3, start_from_nothing=0.15, start_from_one=0.5),
+            rollout=DEMO_ROLLOUT,
         ),
     )
 
@@ -105,15 +114,17 @@ def temporal_demo(
     there, so it learns at half the rate.
     """
     objective = replace(objective, weights=replace(objective.weights, flow=1.0))
-    num_frames = 29 if data.folder.condition == "labels" else 17  # sequences of faces and poses are often short
+    # Sequences of faces and poses are often short.
+    num_frames, lead_in = (29, 3) if data.folder.condition == "labels" else (17, 1)
     return TemporalRecipe(
         data=replace(data, sampling=replace(data.sampling, num_frames=num_frames)),
         task=TemporalConfig(
-            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=0.0, kd_temporal=0.5),
+            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=1.0, kd_temporal=0.5),
             gap=GapConfig(smallest=3, largest=4),
+            lead_in=lead_in,
             deployed_gap=4,
             objective=objective,
-            rollout=RolloutConfig(chunk_frames=3, backprop_frames=3, start_from_nothing=0.15, start_from_one=0.6),
+            rollout=DEMO_ROLLOUT,
         ),
         helpers=helpers,
         train=replace(train, max_minutes=3.0, optim=replace(train.optim, lr=train.optim.lr / 2)),

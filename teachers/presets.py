@@ -301,20 +301,21 @@ def demo() -> TeacherRecipe:
     """A small teacher that learns one place in minutes on a CPU, at 256x128.
 
     Its decoders see the layout at full size (``skips``), the hallucinated frame is judged as well, perceptual and
-    adversarial terms weigh more than elsewhere at this size, and many clips begin from a worn history: without, all
-    that minutes teach is to smear the first frame along the flow.
+    adversarial terms weigh more than elsewhere at this size, and most clips begin from a history that is worn or of the
+    teacher's own making: without, all that minutes teach is to smear the first frame along the flow.
     """
     base = _minutes()
     objective = base.task.objective
     weights = replace(objective.weights, gan=0.25, feature_matching=2.5, perceptual=2.5)
     return replace(
         base,
-        data=replace(base.data, sampling=replace(base.data.sampling, num_frames=8)),
+        data=replace(base.data, sampling=replace(base.data.sampling, num_frames=18)),
         generator=replace(base.generator, skips=True),
         task=replace(
             base.task,
             objective=replace(objective, weights=weights, supervise_hallucinated=True),
-            rollout=replace(base.task.rollout, start_from_nothing=0.1, start_from_one=0.2, start_from_worn=0.4),
+            lead_in=10,
+            rollout=replace(base.task.rollout, start_from_nothing=0.1, start_from_one=0.2, start_from_worn=0.2),
         ),
     )
 
