@@ -39,7 +39,7 @@ _OWN_ENTRIES = (
     "looks.npz",
 )
 _ENVIRONMENT_KEYS = {"command", "commit", "versions", "machine"}
-_PATH_KEYS = ("data", "teacher", "student", "init")
+_PATH_KEYS = ("data", "teacher", "taught", "student", "init", "inherit")
 
 
 class Run:
