@@ -9,49 +9,30 @@
 # anew each time. Ends with the table and with status 1 where the first student falls short of what is asked of it.
 
 source "$(dirname "$0")/../story.sh"
-minutes="${MINUTES:-20}" seeds="${SEEDS:-0 1 2}" students="${STUDENTS:-micro nano pico}" jobs="${JOBS:-1}"
-gap="${GAP:-4}"
-half="$(python -c "print($minutes / 2)")"
-first="${students%% *}" first_seed="${seeds%% *}"
-[ "$jobs" = 1 ] || export OMP_NUM_THREADS=1
+source scripts/distillation/students.sh
+minutes="${MINUTES:-20}" students="${STUDENTS:-micro nano pico}"
+first="${students%% *}"
 
-run fastv2v train-teacher demo --data "$data" --run "$runs/teacher" --recipe.train.max-minutes "$minutes" "$@"
-[ -d "$runs/taught" ] || run fastv2v precompute --teacher "$runs/teacher" --data "$data" --out "$runs/taught"
-
-# One student through both stages: NAME STUDENT SEED [options that only the distilled have].
-student() {
-    local name="$1" preset="$2" seed="$3"
-    shift 3
-    local common=(--data "$data" --recipe.train.seed "$seed" --recipe.train.max-minutes "$half" --quiet)
-    run fastv2v train-skd "demo:$preset" --run "$runs/$name/spatial" "${common[@]}" "$@"
-    run fastv2v train-tkd demo --run "$runs/$name/temporal" --student "$runs/$name/spatial" "${common[@]}" "$@"
-}
-
-# Wait until fewer than JOBS trainings run; a failed one ends the story.
-room() {
-    while [ "$(jobs -pr | wc -l)" -ge "$jobs" ]; do wait -n; done
-}
-
-taught=(--teacher "$runs/teacher" --taught "$runs/taught")
+teacher "$minutes" "$@"
 groups=()
 for preset in $students; do
     members=()
     for seed in $seeds; do
         [ "$preset" = "$first" ] || [ "$seed" = "$first_seed" ] || continue
-        room
-        student "$preset-$seed" "$preset" "$seed" "${taught[@]}" "$@" &
+        until_fewer_than "$jobs"
+        student "$preset-$seed" "$preset" "$seed" "$minutes" --teacher "$runs/teacher" --taught "$runs/taught" "$@" &
         members+=("$runs/$preset-$seed/temporal")
     done
     groups+=(--student "$preset=$(IFS=,; echo "${members[*]}")")
 done
 members=()
 for seed in $seeds; do
-    room
-    student "alone-$seed" "$first" "$seed" "$@" &
+    until_fewer_than "$jobs"
+    student "alone-$seed" "$first" "$seed" "$minutes" "$@" &
     members+=("$runs/alone-$seed/temporal")
 done
 groups+=(--student "alone=$(IFS=,; echo "${members[*]}")")
-while [ "$(jobs -pr | wc -l)" -gt 0 ]; do wait -n; done
+until_fewer_than 1
 
 run fastv2v compare --teacher "$runs/teacher" "${groups[@]}" --data "$data" --out "$runs/comparison" --gap "$gap" \
     --judge "$runs/judge.safetensors" --subject "$first" --alone alone --max-cost 0.05 \

@@ -1,0 +1,31 @@
+# Sourced by the stories of distillation, after story.sh: a teacher, what it teaches, and students in two stages.
+
+seeds="${SEEDS:-0 1 2}" jobs="${JOBS:-1}" gap="${GAP:-4}"
+first_seed="${seeds%% *}"
+[ "$jobs" = 1 ] || export OMP_NUM_THREADS=1
+
+# The teacher and its frames on disk: MINUTES [options of the data].
+teacher() {
+    local minutes="$1"
+    shift
+    run fastv2v train-teacher demo --data "$data" --run "$runs/teacher" --recipe.train.max-minutes "$minutes" "$@"
+    [ -d "$runs/taught" ] || run fastv2v precompute --teacher "$runs/teacher" --data "$data" --out "$runs/taught" --flow
+}
+
+# One student through both stages, the time halved: NAME STUDENT SEED MINUTES [options]. Options that only one stage
+# knows stand in the arrays spatial_only and temporal_only.
+student() {
+    local name="$1" preset="$2" seed="$3" half
+    half="$(python -c "print($4 / 2)")"
+    shift 4
+    local common=(--data "$data" --recipe.train.seed "$seed" --recipe.train.max-minutes "$half" --quiet)
+    run fastv2v train-skd "demo:$preset" --run "$runs/$name/spatial" "${common[@]}" "$@" "${spatial_only[@]}"
+    run fastv2v train-tkd demo --run "$runs/$name/temporal" --student "$runs/$name/spatial" "${common[@]}" "$@" \
+        "${temporal_only[@]}"
+}
+spatial_only=() temporal_only=()
+
+# Wait until fewer trainings than the given number run; a failed one ends the story.
+until_fewer_than() {
+    while [ "$(jobs -pr | wc -l)" -ge "$1" ]; do wait -n; done
+}
