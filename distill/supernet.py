@@ -39,8 +39,9 @@ class SlimView(SlimGenerator):
     """
 
     def __init__(self, whole: SlimGenerator, config: SlimConfig) -> None:
-        # Only shapes are needed, so nothing is drawn and nothing is held.
-        with torch.device("meta"):
+        # Its own weights are never used, and drawing them must leave no trace: how many views are made between two
+        # checkpoints depends on where a training was resumed.
+        with torch.random.fork_rng(devices=[]):
             super().__init__(config, whole.condition_channels, whole.foreground_channels)
         check_heir(self, whole)
         if any(isinstance(part, SharedBatchNorm2d) for part in whole.modules()):
@@ -185,11 +186,6 @@ class Quality(NamedTuple):
     """To the real frames, in dB."""
     teacher_psnr: float
     """To the teacher's frames, in dB."""
-
-    @property
-    def score(self) -> float:
-        """What students are ranked by: the mean of both, since few frames are a noisy measure by themselves."""
-        return (self.psnr + self.teacher_psnr) / 2
 
 
 def judge(generator: SlimGenerator, clips: Sequence[KeyClip]) -> Quality:

@@ -41,6 +41,7 @@ COMMANDS = {
     "precompute": Verb("write a teacher's frames, for students to learn from", "fastv2v.commands.precompute:main"),
     "train-skd": Verb("distil a low-resolution student from it", "fastv2v.commands.train:main_spatial"),
     "train-tkd": Verb("make the student part-time: keyframes only", "fastv2v.commands.train:main_temporal"),
+    "search": Verb("find the best student that a budget buys", "fastv2v.commands.search:main"),
     "looks": Verb("learn what the objects of each class look like", "fastv2v.commands.looks:main"),
     "synthesize": Verb("roll a trained generator out over label maps", "fastv2v.commands.synthesize:main"),
     "train-predictor": Verb("train a predictor of future label maps", "fastv2v.commands.predict:main_train"),
@@ -54,7 +55,7 @@ COMMANDS = {
 }
 """Every verb, in the order of the line."""
 
-_RESUMABLE = ("demo", "train-teacher", "train-first", "train-skd", "train-tkd", "train-predictor")
+_RESUMABLE = ("demo", "train-teacher", "train-first", "train-skd", "train-tkd", "search", "train-predictor")
 
 
 def overview() -> str:

@@ -1,5 +1,10 @@
+import json
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,13 +12,17 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from benchmarks.cost import step_cost
+from distill.search import Candidate, LatencyBudget, MacBudget, SearchConfig, pareto_front, search
 from distill.spatial import SpatialConfig, SpatialTask
 from distill.supernet import KeyClip, SlimView, SuperTask, extract, judge, recalibrate
 from distill.terms import DistillWeights
+from fastv2v.architecture import load_trained
+from fastv2v.cli import main
+from fastv2v.config import to_dict
 from fastv2v.contracts import History
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.errors import ConfigError, DataError
+from fastv2v.errors import CheckpointError, ConfigError, DataError
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
 from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
@@ -106,8 +115,9 @@ class TestSpace:
         with pytest.raises(ConfigError, match=message):
             SearchSpace(**{"largest": LARGE, "smallest": SMALL, **wrong})
 
-    @pytest.mark.parametrize("block", ["residual", "inverted", "separable"])
-    @pytest.mark.parametrize("up", ["shuffle", "resize", "transposed"])
+    @pytest.mark.parametrize(
+        ("block", "up"), [("residual", "shuffle"), ("inverted", "resize"), ("separable", "transposed")]
+    )
     def test_the_closed_form_of_the_cost_is_what_is_counted(self, block, up):
         rng = generator_for(2)
         for more in ({}, {"shared_decoder": False, "entry_kernel": 3}, {"use_flow": False, "head_kernel": 1}):
@@ -183,7 +193,6 @@ class TestViews:
         made = [render_clip(student, clip.conditions, clip.real[:, :1]) for clip in clips]
         perfect = judge(student, [clip._replace(teacher=frames) for clip, frames in zip(clips, made, strict=True)])
         assert perfect.teacher_psnr == 100 and perfect.psnr < 20
-        assert perfect.score == (perfect.psnr + 100) / 2
 
 
 def super_task(whole):
@@ -204,17 +213,18 @@ def random_clip():
 
 
 class TestSuperTask:
-    def run(self, whole, at, seed=0):
-        losses = [row["generator"] for row in super_task(whole).step(random_clip(), generator_for(seed), at)]
-        return torch.stack([sum(terms.values()) for terms in losses]).sum()
-
     def test_turns_are_the_largest_the_smallest_and_two_by_chance(self):
         whole = super_network()
-        spare = whole.bottom[1].branch[1].weight
-        reached = [torch.autograd.grad(self.run(whole, at), spare, allow_unused=True)[0] for at in range(2)]
+        task, clip, spare = super_task(whole), random_clip(), whole.bottom[1].branch[1].weight
+
+        def run(at, seed=0):
+            losses = [row["generator"] for row in task.step(clip, generator_for(seed), at)]
+            return torch.stack([sum(terms.values()) for terms in losses]).sum()
+
+        reached = [torch.autograd.grad(run(at), spare, allow_unused=True)[0] for at in range(2)]
         assert reached[0] is not None and reached[1] is None
-        assert self.run(whole, 2) == self.run(whole, 2) == self.run(whole, 6)
-        assert len({self.run(whole, 3, seed).item() for seed in range(8)}) > 3
+        assert run(2) == run(2) == run(6)
+        assert len({run(3, seed).item() for seed in range(4)}) > 2
 
     def test_it_trains_the_super_network_and_shows_both_ends(self):
         whole = super_network()
@@ -225,3 +235,212 @@ class TestSuperTask:
         assert found["psnr"] == pytest.approx((found["psnr_largest"] + found["psnr_smallest"]) / 2)
         with pytest.raises(ConfigError, match="must be the largest student"):
             super_task(super_network(MIDDLE))
+
+
+def candidate(config, psnr, teacher_psnr=None):
+    return Candidate(config=config, macs=macs(config), psnr=psnr, teacher_psnr=psnr if teacher_psnr is None else 0.0)
+
+
+def rate(config):
+    """Width of the second size is all that counts; the first one harms a little."""
+    return candidate(config, config.widths[1] - 0.1 * config.widths[0])
+
+
+WIDE = SearchSpace(largest=replace(LARGE, widths=(16, 32)), smallest=SMALL)
+
+
+def found(limit, known=(), count=12, seed=0, **config):
+    budget = MacBudget(limit, WIDE, macs)
+    chosen = SearchConfig(**{"candidates": count, "population": 5, "parents": 2, "mutation": 0.3, **config})
+    return list(search(WIDE, budget, chosen, rate, seed=seed, known=known))
+
+
+class TestSearch:
+    def test_candidates_are_new_within_the_budget_and_get_better(self):
+        limit = 0.6 * macs(WIDE.largest)
+        made = found(limit, count=16)
+        assert len({c.config for c in made}) == len(made) == 16
+        assert all(c.macs <= limit and c.config in WIDE for c in made)
+        scores = [c.score for c in made]
+        assert max(scores[5:]) > max(scores[:5]) and np.mean(scores[5:]) > np.mean(scores[:5])
+
+    def test_every_second_one_by_chance_leaves_a_part_of_the_budget(self):
+        most = macs(WIDE.largest)
+        made = found(most, count=6, population=6)
+        assert made[0].config == WIDE.largest and all(0.2 * most < c.macs < most for c in made[1:])
+
+    def test_a_search_goes_on_as_if_it_had_not_been_stopped(self):
+        whole = found(0.5 * macs(WIDE.largest))
+        assert [*whole[:7], *found(0.5 * macs(WIDE.largest), known=whole[:7])] == whole
+        assert found(0.5 * macs(WIDE.largest), known=whole) == []
+        assert found(0.5 * macs(WIDE.largest), seed=1) != whole
+
+    def test_given_students_come_first_and_a_space_may_be_used_up(self):
+        budget = MacBudget(macs(SMALL), SPACE, macs)
+        made = list(search(SPACE, budget, SearchConfig(), rate, seed=0, seeds=[SMALL]))
+        assert [c.config for c in made] == [SMALL]
+
+    def test_a_budget_nothing_meets_names_the_nearest(self):
+        with pytest.raises(ConfigError, match=r"no student .* budget of 1e-06 GMACs .* 4-4 0/1 0, takes 0.00\d+ GMACs"):
+            found(1e3)
+        with pytest.raises(ConfigError, match=r"budget of 3 ms .* takes 5 ms"):
+            LatencyBudget(3.0, SPACE, macs, lambda config: 5.0)
+
+    @pytest.mark.parametrize("power", [0.7, 1.0, 1.4])
+    def test_measured_times_decide_where_they_do_not_follow_the_count(self, power):
+        def measure(config):
+            return 2 + (macs(config) / 1e5) ** power
+
+        limit = measure(SMALL) + 0.4 * (measure(LARGE) - measure(SMALL))
+        budget, rng = LatencyBudget(limit, SPACE, macs, measure), generator_for(0)
+        taken = [budget.price(budget.settle(SPACE.draw(rng), 1.0, rng)) for _ in range(12)]
+        assert max(taken) <= limit and max(taken) > 0.6 * limit
+        assert budget.settle(LARGE, 1e-3, rng) == SMALL
+        assert budget.show(12.345) == "12.3 ms"
+
+    def test_the_front_holds_what_nothing_cheaper_beats(self):
+        configs = [SMALL, replace(SMALL, widths=(4, 8)), MIDDLE, LARGE]
+        rated = [candidate(c, psnr) for c, psnr in zip(configs, (20.0, 19.0, 21.0, 21.0), strict=True)]
+        assert pareto_front(rated, lambda c: c.macs) == [rated[0], rated[2]]
+        assert rated[1].score == 19
+
+    @pytest.mark.parametrize("wrong", [{"candidates": 0}, {"parents": 0}, {"population": 0}, {"mutation": 0.0}])
+    def test_nonsense_is_refused(self, wrong):
+        with pytest.raises(ConfigError):
+            SearchConfig(**wrong)
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """A data set of coloured blocks that move, and a teacher that has seen nothing of it."""
+    root = tmp_path_factory.mktemp("search")
+    rng = np.random.default_rng(0)
+    for phase, count in (("train", 2), ("test", 1)):
+        for s in range(count):
+            blocks = rng.integers(0, 3, (8, 24)).repeat(4, 0).repeat(4, 1).astype(np.uint8)
+            for t in range(20):
+                labels = blocks[:, t : t + 64]
+                frame = np.stack([labels * 90, 255 - labels * 60, labels * 40 + 50], -1)
+                for kind, picture in (("A", labels), ("B", frame)):
+                    path = root / "data" / f"{phase}_{kind}" / f"seq{s}" / f"{t:03d}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    assert cv2.imwrite(str(path), picture)
+    given = ["--data", str(root / "data"), "--quiet", "--recipe.data.folder.geometry.size", "32", "64"]
+    teacher = ["--run", str(root / "teacher"), "--recipe.train.steps", "0", "--recipe.train.max-minutes", "None"]
+    assert main(["train-teacher", "demo", *given, *teacher, "--recipe.data.sampling.num-frames", "4"]) == 0
+    return root
+
+
+def command(root, run, *more, budget=("--budget-gmacs", "0.0008")):
+    settings = {
+        **{f"recipe.{kind}.steps": "2" for kind in ("train", "finetune-train")},
+        **{f"recipe.{kind}.max-minutes": "None" for kind in ("train", "finetune-train")},
+        **{f"recipe.{kind}.{often}-every": "0" for kind in ("train", "finetune-train") for often in ("eval", "sample")},
+        # The networks that judge take most of the time and none of the decisions.
+        **{f"recipe.{kind}.objective.weights.perceptual": "0" for kind in ("task", "finetune")},
+        **{f"recipe.{kind}.objective.weights.temporal-{term}": "0" for kind in ("task", "finetune") for term in TERMS},
+        "recipe.data.sampling.num-frames": "4",
+        "recipe.data.batch-size": "1",
+        "recipe.clip-frames": "9",
+        "select-frames": "9",
+        "candidates": "4",
+        "calibration-clips": "1",
+    }
+    given = ["--data", str(root / "data"), "--teacher", str(root / "teacher"), "--run", str(run), "--quiet"]
+    size = ["--recipe.data.folder.geometry.size", "32", "64"]
+    space = ["--space.largest.widths", "8", "12", "16", "--space.smallest.widths", "4", "4", "4"]
+    options = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    return ["search", "demo:nano", *given, *budget, *size, *space, *options, *more]
+
+
+TERMS = ("gan", "feature-matching")
+
+
+@pytest.fixture(scope="module")
+def searched(line):
+    """The folder of a search that ran through."""
+    assert main(command(line, line / "a", "--json", str(line / "a.json"))) == 0
+    return line / "a"
+
+
+class TestCommand:
+    def test_a_search_finds_a_student_and_tells_of_all(self, line, searched):
+        summary = json.loads((line / "a.json").read_text())
+        assert len(summary["candidates"]) == 4 and all(row["gmacs"] <= 0.0008 for row in summary["candidates"])
+        best = max(summary["candidates"], key=lambda row: row["score"])
+        assert best["mark"] == "best" and best["gmacs"] == summary["gmacs"] and best["ms"] is None
+        picture = ElementTree.parse(searched / "pareto.svg").getroot()
+        assert len(picture.findall("{http://www.w3.org/2000/svg}circle")) == 4
+        student, found_one = (load_trained(searched / name) for name in ("student", "found"))
+        assert to_dict(student.generator.config) == summary["config"] == to_dict(found_one.generator.config)
+        assert student.architecture.stage == "spatial" and student.step == 2 and found_one.step == 0
+        cost = step_cost(student.generator, student.architecture.condition.channels, (32, 64)).keyframe.true_macs
+        assert cost / 1e9 == summary["gmacs"]
+        with pytest.raises(CheckpointError, match="super_network"):  # its running statistics are nobody's
+            load_trained(searched / "super")
+
+    def test_an_interrupted_search_resumes_to_the_same(self, line, searched, monkeypatch):
+        calls = []
+
+        def interrupted(*args):
+            calls.append(args)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return judge(*args)
+
+        monkeypatch.setattr("fastv2v.commands.search.judge", interrupted)
+        assert main(command(line, line / "b")) == 130
+        monkeypatch.undo()
+        assert len(json.loads((line / "b" / "candidates.json").read_text())["candidates"]) == 2
+        assert main(command(line, line / "b")) == 0
+        assert (searched / "candidates.json").read_text() == (line / "b" / "candidates.json").read_text()
+        ends = [load_trained(run / "student").generator.state_dict() for run in (searched, line / "b")]
+        assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+    def test_another_budget_takes_the_super_network_as_it_is(self, line, searched, capsys, monkeypatch):
+        monkeypatch.setattr("fastv2v.commands.search._time_keyframe", lambda shop, config: shop.macs(config) / 1e5)
+        other = {"budget": ("--budget-ms", "8")}
+        assert main(command(line, searched, **other)) == 2
+        assert "is of another search (other budget_gmacs, budget_ms)" in capsys.readouterr().err
+        lent = ["--super-run", str(searched / "super"), "--candidates", "2"]
+        assert main(command(line, line / "d", *lent, **other)) == 0
+        assert not (line / "d" / "super").exists()
+        told = capsys.readouterr().out.splitlines()
+        assert "ms / keyframe" in told[0] and 0 < json.loads(told[-1])["ms"] <= 8
+        assert main(command(line, line / "e", *lent, "--select-frames", "8")) == 2
+        assert "is no super-network of this search (other held_out)" in capsys.readouterr().err
+
+    def test_keyframes_are_timed_in_the_engine(self, line, capsys):
+        assert main(command(line, line / "slow", "--repeats", "3", budget=("--budget-ms", "0.001"))) == 2
+        said = capsys.readouterr().err
+        assert float(re.search(r"budget of 0.001 ms .* takes ([0-9.]+) ms;", said).group(1)) > 0.001
+        assert not (line / "slow").exists()
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--budget-gmacs", "0.0001"], "budget of 0.0001 GMACs per keyframe: the cheapest, 4-4-4 0/1/2 0/1, takes"),
+            (["--budget-ms", "3"], "give one budget"),
+            (["--budget-gmacs", "None"], "a search needs a budget"),
+            (["--budget-gmacs", "-1"], "budget_gmacs must be a positive number"),
+            (["--select-frames", "16"], "the longest training sequence has 20 frames; a search needs 25, 16 of them"),
+            (["--select-frames", "4"], r"select_frames .4. must exceed the gap .4."),
+            (["--recipe.clip-frames", "5"], "too short for keyframes 3 frames apart"),
+            (["--space.smallest.widths", "4", "4", "20"], "smallest student exceeds the largest in widths"),
+            (["--recipe.task.weights.kd-alignment", "1"], "no features of its own to distil"),
+            (["--recipe.data.folder.geometry.size", "36", "64"], "do not suit the students"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_in_one_sentence_before_any_work(self, line, capsys, more, message):
+        capsys.readouterr()
+        try:
+            status = main([*command(line, line / "refused"), *more])
+        except SystemExit as stop:  # from the command line itself
+            status = stop.code
+        assert status == 2
+        assert re.search(message, " ".join(capsys.readouterr().err.split()))
+        assert not (line / "refused").exists()
+
+    def test_an_unknown_largest_student_is_refused(self, line, capsys):
+        assert main(["search", "demo:published"]) == 2
+        assert "no student 'published' can be a super-network; there are base, small" in capsys.readouterr().err
