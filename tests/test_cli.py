@@ -201,7 +201,7 @@ def test_only_training_promises_to_go_on(failing, capsys):
     for verb in COMMANDS:
         assert failing(verb, KeyboardInterrupt()) == 130
         promised = "goes on from the last checkpoint" in one_sentence(capsys)
-        assert promised == (verb == "demo" or verb.startswith("train-"))
+        assert promised == (verb in ("demo", "search") or verb.startswith("train-"))
 
 
 def test_an_unknown_log_level_is_one_sentence(capsys, monkeypatch):

@@ -17,6 +17,7 @@ from distill.spatial import SpatialConfig, SpatialTask
 from distill.supernet import KeyClip, SlimView, SuperTask, extract, judge, recalibrate
 from distill.terms import DistillWeights
 from fastv2v.architecture import load_trained
+from fastv2v.checkpoint import find_checkpoint, load_tensors, weights_file
 from fastv2v.cli import main
 from fastv2v.config import to_dict
 from fastv2v.contracts import History
@@ -29,6 +30,7 @@ from fastv2v.nn.slim import SlimConfig, SlimGenerator
 from fastv2v.render import render_clip
 from fastv2v.seed import generator_for
 from students import presets
+from students.inherit import order_channels
 from students.space import SearchSpace, describe_student, slim_macs
 
 LARGE = SlimConfig(widths=(8, 12), depths=(1, 2), up_depths=(1,), refine_width=4, input_scale=2)
@@ -402,13 +404,32 @@ class TestCommand:
         other = {"budget": ("--budget-ms", "8")}
         assert main(command(line, searched, **other)) == 2
         assert "is of another search (other budget_gmacs, budget_ms)" in capsys.readouterr().err
-        lent = ["--super-run", str(searched / "super"), "--candidates", "2"]
+        taught = ["--out", str(line / "taught"), "--teacher", str(line / "teacher"), "--data", str(line / "data")]
+        assert main(["precompute", *taught, "--quiet"]) == 0
+        capsys.readouterr()
+        lent = ["--super-run", str(searched / "super"), "--candidates", "2", "--taught", str(line / "taught")]
         assert main(command(line, line / "d", *lent, **other)) == 0
         assert not (line / "d" / "super").exists()
         told = capsys.readouterr().out.splitlines()
         assert "ms / keyframe" in told[0] and 0 < json.loads(told[-1])["ms"] <= 8
         assert main(command(line, line / "e", *lent, "--select-frames", "8")) == 2
         assert "is no super-network of this search (other held_out)" in capsys.readouterr().err
+
+    def test_a_super_network_may_start_from_a_trained_one_in_the_order_of_its_channels(self, line, searched, capsys):
+        wide = line / "wide"
+        given = ["--data", str(line / "data"), "--teacher", str(line / "teacher"), "--run", str(wide), "--quiet"]
+        shape = ["--recipe.student.widths", "8", "12", "16", "--recipe.data.folder.geometry.size", "32", "64"]
+        short = ["--recipe.train.steps", "0", "--recipe.data.sampling.num-frames", "4"]
+        assert main(["train-skd", "demo:nano", *given, *shape, *short, "--recipe.train.max-minutes", "None"]) == 0
+        none = [word for kind in ("train", "finetune-train") for word in (f"--recipe.{kind}.steps", "0")]
+        assert main(command(line, line / "f", "--init", str(wide), "--candidates", "1", *none)) == 0
+        source = load_trained(wide).generator
+        started = load_tensors(weights_file(find_checkpoint(line / "f" / "super")))
+        assert not torch.equal(started["head.weight"], source.head.weight)
+        order_channels(source)
+        assert all(torch.equal(value, source.state_dict()[name]) for name, value in started.items())
+        assert main(command(line, line / "g", "--init", str(searched / "student"))) == 2
+        assert "inherit from a generator with as many sizes" in capsys.readouterr().err
 
     def test_keyframes_are_timed_in_the_engine(self, line, capsys):
         assert main(command(line, line / "slow", "--repeats", "3", budget=("--budget-ms", "0.001"))) == 2

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -18,9 +17,11 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from benchmarks.front import Point, draw_front
 from benchmarks.results import format_table
 from distill import presets as distill_presets
 from distill.cache import TaughtFrames
+from distill.journal import Journal
 from distill.presets import SpatialRecipe
 from distill.search import Budget, Candidate, LatencyBudget, MacBudget, SearchConfig, pareto_front, search
 from distill.spatial import SpatialConfig, SpatialTask
@@ -45,7 +46,7 @@ from fastv2v.commands.parts import (
     palette_of,
 )
 from fastv2v.commands.train import TrainSpatial, train_spatial
-from fastv2v.config import from_dict, to_dict
+from fastv2v.config import to_dict
 from fastv2v.data.clip import Clip
 from fastv2v.data.folder import VideoFolder, open_folder
 from fastv2v.data.loader import ClipLoader, read_sequence
@@ -56,10 +57,11 @@ from fastv2v.measure.latency import measure_latency
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
 from fastv2v.ops.labels import encode_clip
 from fastv2v.recipe import UNSET_ROOT, DataRecipe, HelperRecipe
-from fastv2v.run import open_run, write_bytes, write_json
+from fastv2v.run import open_run, write_bytes
 from fastv2v.seed import derive_seed, seed_everything
 from fastv2v.train import FitResult, TrainConfig, fit
 from students import presets as student_presets
+from students.inherit import inherit_weights, order_channels
 from students.schedule import GapConfig, draw_gap
 from students.space import SearchSpace, describe_student, slim_macs
 from teachers import presets as teacher_presets
@@ -124,6 +126,8 @@ class Search:
     """Distance of two keyframes in deployment; students are judged by it."""
     taught: Path | None = None
     """What ``fastv2v precompute`` made of the teacher, read in its place while networks are trained."""
+    init: Path | None = None
+    """Run of the largest student that the super-network starts from, its channels put in order of importance first."""
     super_run: Path | None = None
     """RUN/super of an earlier search on the same data and space, taken as it is: only the budget is another."""
     super_minutes: float | None = None
@@ -151,6 +155,8 @@ class Search:
     """Also write the last line of the output, the JSON object, to this file."""
 
     def __post_init__(self) -> None:
+        if self.init is not None and self.super_run is not None:
+            raise ConfigError("--super-run is taken as it is and --init begins a new super-network; give one of them")
         if self.budget_gmacs is not None and self.budget_ms is not None:
             raise ConfigError("give one budget: --budget-gmacs or --budget-ms")
         for name in ("budget_gmacs", "budget_ms", "super_minutes", "finetune_minutes"):
@@ -177,10 +183,6 @@ class Found:
     """Its run."""
     fitted: FitResult
     """What fine-tuning came to."""
-    show: Callable[[float], str]
-    """A price with its unit."""
-    limit: float
-    """The budget."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def run_search(args: Search) -> Found:
     if args.run.is_file():
         raise ConfigError(f"{args.run} is a file, and a search needs a folder; name another one with --run")
     shop = _open(args)
-    journal = _Journal(args.run / CANDIDATES, _asked(args), fresh=args.overwrite)
+    journal = Journal(args.run / CANDIDATES, _asked(args), fresh=args.overwrite)
     budget = _budget(shop, journal)
     checkpoint = _train_super(shop)
     journal.begin(weights_file(checkpoint))
@@ -238,9 +240,9 @@ def run_search(args: Search) -> Found:
     whole.to(shop.device.device)
     candidates = _judge_all(shop, budget, journal, whole)
     best = max(candidates, key=lambda c: c.score)
-    write_bytes(args.run / FRONT, draw_front(candidates, best, budget, args.budget_ms is not None).encode())
-    _save_found(shop, whole, best.config, checkpoint)
-    return Found(best, tuple(candidates), args.run / STUDENT, _finetune(shop, best.config), budget.show, budget.limit)
+    write_bytes(args.run / FRONT, _picture(args, candidates, best).encode())
+    _save_found(shop, whole, best.config, checkpoint, journal)
+    return Found(best, tuple(candidates), args.run / STUDENT, _finetune(shop, best.config))
 
 
 def _open(args: Search) -> _Workshop:
@@ -322,70 +324,6 @@ def _spread(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
-class _Journal:
-    """What a search has found out so far: times and judged students, in one file that is always whole.
-
-    Args:
-        path: of the file.
-        asked: what decides which student is found, but for the super-network's weights.
-        fresh: delete what is there.
-
-    Raises:
-        ConfigError: if the file is of another search, naming what differs.
-        DataError: if it is damaged.
-    """
-
-    def __init__(self, path: Path, asked: Mapping[str, Any], *, fresh: bool) -> None:
-        self._path, self._asked = path, dict(asked)
-        self._weights: str | None = None
-        self.latencies: dict[str, float] = {}
-        """Milliseconds by ``describe_student``."""
-        self.candidates: list[Candidate] = []
-        if fresh:
-            path.unlink(missing_ok=True)
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            there = dict(content["asked"])
-            self._weights = str(content["weights_sha256"])
-            self.latencies = {str(name): float(ms) for name, ms in content["latencies_ms"].items()}
-            self.candidates = [from_dict(Candidate, row) for row in content["candidates"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{self._path}: no record of a search ({error}); give --overwrite to search anew"
-            ) from error
-        self._refuse([key for key in self._asked if there.get(key) != self._asked[key]])
-
-    def _refuse(self, differing: Sequence[str]) -> None:
-        if differing:
-            raise ConfigError(
-                f"{self._path} is of another search (other {', '.join(differing)}); use another --run, with "
-                "--super-run to keep the super-network, or --overwrite"
-            )
-
-    def begin(self, weights: Path) -> None:
-        """Judge by these weights from now on; until then nothing is written.
-
-        Raises:
-            ConfigError: if there are candidates that were judged by others.
-        """
-        with weights.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        self._refuse(["weights of the super-network"] if self._weights not in (None, found) else [])
-        self._weights = found
-        self.write()
-
-    def write(self) -> None:
-        """Put everything on disk."""
-        if self._weights is not None:
-            rows = [to_dict(candidate) for candidate in self.candidates]
-            content = {"asked": self._asked, "weights_sha256": self._weights}
-            write_json(self._path, {**content, "latencies_ms": self.latencies, "candidates": rows})
-
-
 def _asked(args: Search) -> dict[str, Any]:
     """What decides which student is found, but for the super-network's weights."""
     names = ("budget_gmacs", "budget_ms", "engine", "precision", "threads", "repeats", "gap", "calibration_clips")
@@ -393,7 +331,7 @@ def _asked(args: Search) -> dict[str, Any]:
     return {**settings, "space": to_dict(args.space), "searching": to_dict(args.searching)}
 
 
-def _budget(shop: _Workshop, journal: _Journal) -> Budget:
+def _budget(shop: _Workshop, journal: Journal) -> Budget:
     """The budget, refused where nothing meets it: before anything is trained."""
     args = shop.args
     if args.budget_gmacs is not None:
@@ -457,11 +395,17 @@ def _train_super(shop: _Workshop) -> Path:
         "data": args.data.as_posix(),
         "teacher": args.teacher.as_posix(),
         **described,
+        "init": None if args.init is None else args.init.as_posix(),
         "taught": args.taught is not None,
         "recipe": {name: to_dict(getattr(recipe, name)) for name in ("data", "task", "train", "helpers", "device")},
     }
     seed_everything(derive_seed(recipe.train.seed, "weights"))
     whole = shop.build(args.space.largest)
+    if args.init is not None:
+        trained = load_trained(args.init)
+        check_condition(trained.architecture, shop.folder, f"--init {args.init}")
+        inherit_weights(whole, trained.generator)
+        order_channels(whole)
     _LOG.info("super-network: %.2f M weights, %d students", num_parameters(whole) / 1e6, args.space.num_students)
     objective = build_objective(recipe.task.objective, shop.channels, recipe.helpers, shop.device)
     continue_discriminators(objective, shop.teacher.checkpoint)
@@ -501,7 +445,7 @@ def _calibration(shop: _Workshop) -> Iterator[KeyClip]:
         yield shop.keyframes(clip)
 
 
-def _judge_all(shop: _Workshop, budget: Budget, journal: _Journal, whole: SlimGenerator) -> list[Candidate]:
+def _judge_all(shop: _Workshop, budget: Budget, journal: Journal, whole: SlimGenerator) -> list[Candidate]:
     """Judge as many students as were asked for, those of an interrupted search among them."""
     args = shop.args
     calibration = list(_calibration(shop))
@@ -543,7 +487,7 @@ def _hand_made(space: SearchSpace, budget: Budget, macs: Callable[[SlimConfig], 
     return []
 
 
-def _save_found(shop: _Workshop, whole: SlimGenerator, config: SlimConfig, checkpoint: Path) -> None:
+def _save_found(shop: _Workshop, whole: SlimGenerator, config: SlimConfig, checkpoint: Path, journal: Journal) -> None:
     """Write the student as it was found: a run of no steps, with the discriminators of the super-network."""
     args, recipe = shop.args, shop.recipe
     student = extract(whole, config)
@@ -551,7 +495,7 @@ def _save_found(shop: _Workshop, whole: SlimGenerator, config: SlimConfig, check
     objective = build_objective(recipe.finetune.objective, shop.channels, recipe.helpers, shop.device)
     continue_discriminators(objective, checkpoint)
     task = SpatialTask(student, _source(shop), shop.folder.spec, objective, recipe.finetune)
-    described = {"student": to_dict(config), "super": checkpoint.as_posix()}
+    described = {"config": to_dict(config), "super_sha256": journal.weights_sha256}
     architecture = replace(shop.architecture, generator=config)
     nothing = replace(recipe.finetune_train, steps=0, max_minutes=None, ema_decay=None)
     with open_run(args.run / FOUND, described, overwrite=args.overwrite) as run:
@@ -574,7 +518,7 @@ def _finetune(shop: _Workshop, config: SlimConfig) -> FitResult:
             teacher=args.teacher,
             run=args.run / STUDENT,
             taught=args.taught,
-            inherit=args.run / FOUND,
+            inherit=(args.run / FOUND).resolve(),
             recipe=SpatialRecipe(
                 data=recipe.data,
                 student=config,
@@ -591,66 +535,6 @@ def _finetune(shop: _Workshop, config: SlimConfig) -> FitResult:
 
 def _progress(args: Search, title: str) -> Progress:
     return SilentProgress() if args.quiet else BarProgress(f"{args.run.name}/{title}")
-
-
-_WIDTH, _HEIGHT, _MARGIN = 720, 440, 56
-
-
-def draw_front(candidates: Sequence[Candidate], best: Candidate, budget: Budget, by_time: bool) -> str:
-    """A picture of quality over price: every candidate, the front, the budget.
-
-    Args:
-        candidates: at least one.
-        best: the one that was chosen.
-        budget: gives its limit.
-        by_time: whether prices are milliseconds; else GMACs.
-
-    Returns:
-        SVG.
-    """
-
-    def price(candidate: Candidate) -> float:
-        return candidate.latency_ms or 0.0 if by_time else candidate.macs / 1e9
-
-    limit = budget.limit if by_time else budget.limit / 1e9
-    front = pareto_front(candidates, price)
-    right = max(limit, *map(price, candidates)) * 1.05
-    scores = [candidate.score for candidate in candidates]
-    low, high = min(scores) - 0.2, max(scores) + 0.2
-
-    def at(x: float, score: float) -> tuple[float, float]:
-        inner = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN
-        return _MARGIN + inner[0] * x / right, _HEIGHT - _MARGIN - inner[1] * (score - low) / (high - low)
-
-    def text(x: float, y: float, words: str, anchor: str = "middle") -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
-
-    bottom, edge = _HEIGHT - _MARGIN, at(limit, low)[0]
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" '
-        'font-size="12" fill="#222">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
-        f'<path d="M{_MARGIN} {_MARGIN}V{bottom}H{_WIDTH - _MARGIN}" fill="none" stroke="#222"/>',
-        f'<path d="M{edge:.1f} {_MARGIN}V{bottom}" stroke="#c33" stroke-dasharray="4 4"/>',
-        text(edge, _MARGIN - 8, f"budget {limit:g}"),
-        text(_WIDTH / 2, _HEIGHT - 14, "ms per keyframe" if by_time else "GMACs per keyframe"),
-        text(8, 20, "mean PSNR to real and teacher's keyframes, dB", "start"),
-    ]
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = at(share * right, low)[0], at(0, low + share * (high - low))[1]
-        parts.append(text(x, bottom + 18, f"{share * right:.3g}"))
-        parts.append(text(_MARGIN - 6, y + 4, f"{low + share * (high - low):.1f}", "end"))
-    line = " ".join("{:.1f},{:.1f}".format(*at(price(c), c.score)) for c in front)
-    parts.append(f'<polyline points="{line}" fill="none" stroke="#27c"/>')
-    for candidate in candidates:
-        x, y = at(price(candidate), candidate.score)
-        colour = "#c33" if candidate == best else "#27c" if candidate in front else "#999"
-        shown = f"{describe_student(candidate.config)}: {candidate.score:.2f} dB, {price(candidate):.3g}"
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{6 if candidate == best else 4}" fill="{colour}">'
-            f"<title>{shown}</title></circle>"
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def search_presets() -> dict[str, tuple[str, SearchRecipe, SearchSpace]]:
@@ -677,8 +561,38 @@ def search_presets() -> dict[str, tuple[str, SearchRecipe, SearchSpace]]:
     return found
 
 
-def _rows(found: Found) -> list[dict[str, Any]]:
-    front = pareto_front(found.candidates, lambda c: c.latency_ms or c.macs)
+def _price(args: Search, candidate: Candidate) -> float:
+    """In the unit of the budget: milliseconds or GMACs."""
+    return (candidate.latency_ms or 0.0) if args.budget_ms is not None else candidate.macs / 1e9
+
+
+def _picture(args: Search, candidates: Sequence[Candidate], best: Candidate) -> str:
+    """Quality over price, as SVG."""
+    front = pareto_front(candidates, lambda c: _price(args, c))
+    points = [
+        Point(
+            name=describe_student(c.config),
+            price=_price(args, c),
+            score=c.score,
+            on_front=c in front,
+            is_best=c == best,
+        )
+        for c in candidates
+    ]
+    limit = args.budget_ms or args.budget_gmacs or 0.0
+    return draw_front(points, limit, price_title=f"{_unit(args)} per keyframe", score_title=_SCORE_TITLE)
+
+
+def _unit(args: Search) -> str:
+    return "GMACs" if args.budget_ms is None else f"ms in {args.engine} {args.precision}"
+
+
+_SCORE_TITLE: Final = "PSNR of held-out keyframes in dB, mean of that to the real and that to the teacher's"
+
+
+def _rows(args: Search, found: Found) -> list[dict[str, Any]]:
+    """The candidates for table and JSON, the best first."""
+    front = pareto_front(found.candidates, lambda c: _price(args, c))
     return [
         {
             "name": describe_student(c.config),
@@ -706,13 +620,13 @@ _COLUMNS: Final = {
 
 def show(args: Search, found: Found) -> dict[str, Any]:
     """Tell people what was found; returns the same for programs."""
-    rows, best = _rows(found), found.best
+    rows, best = _rows(args, found), found.best
     columns = {name: title for name, title in _COLUMNS.items() if name != "ms" or args.budget_ms is not None}
     print(format_table(rows, columns))
-    price = best.latency_ms if best.latency_ms is not None else float(best.macs)
     print(
-        f"best of {len(rows)} within {found.show(found.limit)}: {describe_student(best.config)}, "
-        f"{found.show(price)} per keyframe; fine-tuned in {found.student}; all of them in {args.run / FRONT}"
+        f"best of {len(rows)} within {args.budget_ms or args.budget_gmacs:g} {_unit(args)} per keyframe: "
+        f"{describe_student(best.config)} at {_price(args, best):.3g}, fine-tuned in {found.student}; "
+        f"the front: {args.run / FRONT}"
     )
     return {
         "run": str(args.run),
