@@ -1,19 +1,29 @@
-"""Multiply-adds of a step model, for each keyframe and for each delivered frame."""
+"""Multiply-adds of a step model, for each keyframe and for each delivered frame.
+
+``python -m benchmarks.cost`` counts the teachers and all students at full size.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
+import tyro
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from benchmarks.results import Scalar
+from benchmarks.results import BenchmarkResult, Scalar, format_table, write_result
 from fastv2v.contracts import History, StepModel
-from fastv2v.errors import ConfigError
+from fastv2v.errors import ConfigError, FastV2VError
 from fastv2v.measure.cost import Cost, count_macs
+from fastv2v.nn.generators import build_generator
+from students.presets import STUDENTS
+from teachers import presets as teachers
 
 COLUMNS: Final = {
     "name": "model",
@@ -110,3 +120,72 @@ def _blank_inputs(model: StepModel, like: torch.Tensor, size: tuple[int, int]) -
     past, channels = model.history_length, model.condition_channels
     history = History(like.new_zeros(1, past, channels, *size), like.new_zeros(1, past, 3, *size), like.new_ones(1))
     return like.new_zeros(1, channels, *size), history
+
+
+def family_cost(
+    size: tuple[int, int] = (256, 512), channels: int = 36, foreground: bool = True, gap: int = 4
+) -> list[dict[str, Scalar]]:
+    """Cost of the full-size teacher and of every student that shares its condition.
+
+    Args:
+        size: (height, width).
+        channels: C of the encoded condition; 36 are Cityscapes' classes and their instance borders.
+        foreground: whether composite generators have a foreground branch, as in the published street models.
+        gap: distance between two keyframes of the students.
+
+    Returns:
+        Rows for ``COLUMNS``, the teacher first, with ``teacher_ratio``: how often a student's cost per delivered frame
+        goes into the teacher's, under the convention that counts true work.
+
+    Raises:
+        ConfigError: if the size does not suit a generator, or the gap is no gap.
+    """
+    if gap < 1:
+        raise ConfigError(f"gap must be at least 1 frame, got {gap}")
+    configs = {"teacher (street)": teachers.street().generator, **{name: make() for name, make in STUDENTS.items()}}
+    rows: list[dict[str, Scalar]] = []
+    for name, config in configs.items():
+        with FakeTensorMode(allow_non_fake_inputs=True):  # 400 M weights need not be drawn to be counted
+            model = build_generator(config, channels, (0,) if foreground else ())
+            fraction = 1.0 if not rows else 1 / gap
+            cost = step_cost(model, channels, size, keyframe_fraction=fraction, compute=True)
+        rows.append(cost.row(name))
+        rows[-1]["teacher_ratio"] = float(str(rows[0]["gmacs_per_frame"])) / (cost.true_macs_per_frame / 1e9)
+    return rows
+
+
+def main(
+    size: tuple[int, int] = (256, 512),
+    channels: int = 36,
+    foreground: bool = True,
+    gap: int = 4,
+    out: Path | None = None,
+) -> None:
+    """Count the street teacher and every student, for each keyframe and each delivered frame.
+
+    Args:
+        size: (height, width) in pixels.
+        channels: Channels of the encoded condition.
+        foreground: Whether composite generators have a foreground branch.
+        gap: Distance between two keyframes of the students.
+        out: Also write the result file.
+    """
+    rows = family_cost(size, channels, foreground, gap)
+    print(format_table(rows, {**COLUMNS, "teacher_ratio": "teacher / delivered"}))
+    settings = {"size": list(size), "channels": channels, "foreground": foreground, "gap": gap}
+    if out is not None:
+        write_result(
+            out,
+            BenchmarkResult(
+                suite="cost", rows=tuple(rows), device="cpu", threads=1, precision="fp32", settings=settings
+            ),
+        )
+    print(json.dumps({"suite": "cost", "rows": rows, **settings}))
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except FastV2VError as error:
+        print(f"benchmarks.cost: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

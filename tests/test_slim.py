@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.cost import step_cost
+from benchmarks.cost import family_cost, step_cost
 from export.engines import OnnxRuntimeEngine
 from export.onnx_graph import compare_rollout, export_step
 from fastv2v.config import from_dict, to_dict
@@ -135,8 +135,15 @@ class TestStudents:
         assert cost.true_macs / 1e9 == pytest.approx(gmacs, rel=0.03)
         assert f"; {gmacs:g} GMACs" in presets.STUDENTS[name].__doc__
 
-    def test_base_costs_a_hundredth_of_the_published_teacher(self):
-        whole = 1057.5e9  # tests/test_composite.py counts it
-        base = step_cost(build_generator(presets.base(), 36), 36, (256, 512)).keyframe.true_macs
-        assert base <= 10e9
-        assert base / 4 <= min(2.5e9, whole / 400)
+    def test_the_family_is_counted_beside_the_published_teacher(self):
+        rows = {str(row["name"]): row for row in family_cost()}
+        assert [*rows] == ["teacher (street)", *presets.STUDENTS]
+        teacher, base = rows["teacher (street)"], rows["base"]
+        assert teacher["gmacs_per_frame"] == pytest.approx(1057.5, abs=0.1)
+        assert teacher["output_position_gmacs_per_frame"] == pytest.approx(1253.2, abs=0.1)
+        assert rows["published"]["gmacs_per_keyframe"] == pytest.approx(258.6, abs=0.1)
+        assert base["gmacs_per_keyframe"] <= 10 and base["gmacs_per_frame"] <= 2.5
+        assert base["output_position_gmacs_per_keyframe"] == base["gmacs_per_keyframe"]  # nothing is transposed
+        assert base["teacher_ratio"] == pytest.approx(1057.5 / base["gmacs_per_frame"], rel=1e-3)
+        with pytest.raises(ConfigError, match="gap must be at least 1"):
+            family_cost(gap=0)
