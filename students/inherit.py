@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastv2v.errors import ConfigError
-from fastv2v.nn.composite import CompositeGenerator
-from fastv2v.nn.generators import VideoGenerator
+from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
+from fastv2v.nn.generators import VideoConfig, VideoGenerator
 from fastv2v.nn.slim import SlimDecoder, SlimGenerator
 
 Selection = Mapping[str, Tensor]
@@ -23,7 +23,7 @@ Cuts = Mapping[str, Sequence[int | Tensor]]
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _MAY_DIFFER: Mapping[type[nn.Module], tuple[str, ...]] = {
     SlimGenerator: ("widths", "depths", "up_depths", "embedding", "refine_width"),
-    CompositeGenerator: ("width", "num_blocks", "input_scale", "input_antialias"),
+    CompositeGenerator: ("width", "num_blocks", "input_scale", "input_antialias", "skips"),
 }
 """What may differ between two generators of one kind; everything else must be equal for weights to fit."""
 
@@ -59,12 +59,13 @@ class ChannelPlan:
 
     Args:
         generator: of one scale.
+        like: group the channels of a composite generator as this one's skips ask for; by default as its own do.
 
     Raises:
         ConfigError: if it has several scales.
     """
 
-    def __init__(self, generator: VideoGenerator) -> None:
+    def __init__(self, generator: VideoGenerator, like: VideoGenerator | None = None) -> None:
         self.sizes: dict[str, int] = {}
         """Channels of every group."""
         self.axes: dict[str, tuple[Axis, ...]] = {}
@@ -73,7 +74,7 @@ class ChannelPlan:
         if isinstance(generator, SlimGenerator):
             self._follow_slim(generator)
         elif isinstance(generator, CompositeGenerator):
-            self._follow_composite(generator)
+            self._follow_composite(generator, (like or generator).config)
         else:
             raise ConfigError(
                 f"a generator of {generator.config.num_scales} scales hands no weights down; inherit from one of a "
@@ -172,14 +173,14 @@ class ChannelPlan:
         if config.refine_width:
             self._row("refine", generator.refine, (Span(None, 6), *embedding), (Span(None, 3),))
 
-    def _follow_composite(self, generator: CompositeGenerator) -> None:
+    def _follow_composite(self, generator: CompositeGenerator, grouped: VideoConfig) -> None:
         """Groups: the bottom, which both encoders and all decoders share; each size of each path; inner channels.
 
         With skips the paths share a group for each size, also where a reduced entry leaves a size without its partner.
         """
         config, c = generator.config, generator.condition_channels
         bottom: Axis = (Span("bottom", 1),)
-        tie = "level" if config.skips else None
+        tie = "level" if isinstance(grouped, CompositeConfig) and grouped.skips else None
         conditions: Axis = (Span(None, c * (config.history_length + 1)),)
         entering = {"condition_encoder": conditions, "frame_encoder": (Span(None, 3 * config.history_length),)}
         for name, reads in entering.items():
@@ -306,7 +307,7 @@ def inherit_weights(
         ConfigError: if the two do not correspond, or the student is wider or deeper somewhere.
     """
     check_heir(student, source)
-    plan, state, sizes = ChannelPlan(source), source.state_dict(), ChannelPlan(student).sizes
+    plan, state, sizes = ChannelPlan(source), source.state_dict(), ChannelPlan(student, source).sizes
     chosen = leading(sizes)
     if choose == "importance":
         order = {
@@ -349,7 +350,7 @@ def check_heir(student: VideoGenerator, source: VideoGenerator) -> None:
             f"a {kinds[ours]} student cannot inherit from a {kinds[theirs]} generator: their layers do not "
             f"correspond; inherit from a run of a {kinds[ours]} one"
         )
-    wide, narrow = ChannelPlan(source).sizes, ChannelPlan(student).sizes
+    wide, narrow = ChannelPlan(source).sizes, ChannelPlan(student, source).sizes
     if student.condition_channels != source.condition_channels:
         raise ConfigError(
             f"the student's condition has {student.condition_channels} channels and its source's "

@@ -127,6 +127,8 @@ class TestInherit:
             (COMPOSITE, {"width": 3, "num_blocks": 2, "input_scale": 2}),
             (SHAPES[4], {"width": 2}),
             (SHAPES[6], {"width": 2, "input_scale": 4}),
+            (SHAPES[6], {"width": 3, "skips": False}),
+            (COMPOSITE, {"width": 3, "skips": True}),
         ],
     )
     def test_a_smaller_student_takes_part_of_it_and_learns_on(self, config, smaller):

@@ -431,6 +431,18 @@ class TestCommand:
         assert main(command(line, line / "g", "--init", str(searched / "student"))) == 2
         assert "inherit from a generator with as many sizes" in capsys.readouterr().err
 
+    def test_train_skd_starts_from_the_teachers_most_important_channels(self, line, capsys):
+        given = ["--data", str(line / "data"), "--teacher", str(line / "teacher"), "--quiet"]
+        short = ["--recipe.train.steps", "0", "--recipe.train.max-minutes", "None"]
+        size = ["--recipe.data.folder.geometry.size", "32", "64", "--recipe.data.sampling.num-frames", "4"]
+        begin = ["--inherit", str(line / "teacher"), "--run", str(line / "heir")]
+        assert main(["train-skd", "demo", *given, *short, *size, *begin]) == 0
+        student, teacher = (load_trained(line / name).generator for name in ("heir", "teacher"))
+        assert all(torch.isin(p, teacher.state_dict()[name]).all() for name, p in student.state_dict().items())
+        capsys.readouterr()
+        assert main(["train-skd", "demo:pico", *given, *short, *size, *begin[:2], "--run", str(line / "no")]) == 2
+        assert "a slim student cannot inherit from a composite generator" in capsys.readouterr().err
+
     def test_keyframes_are_timed_in_the_engine(self, line, capsys):
         assert main(command(line, line / "slow", "--repeats", "3", budget=("--budget-ms", "0.001"))) == 2
         said = capsys.readouterr().err
