@@ -122,6 +122,7 @@ class DistillTask:
         self._video = video
         # Features of the student's frames are computed once, for both terms; masked frames have others.
         self._keeps_maps = changes or (weights.kd_perceptual > 0 and config.mask == "none")
+        self._sees_all = changes
         players: dict[str, nn.Module] = {"generator": student, **objective.discriminators}
         by_player = objective.weights(uses_flow=student.uses_flow, more=weights.active())
         self._projections: Projections | None = None
@@ -194,10 +195,16 @@ class DistillTask:
         goal_maps: list[Tensor] = []
         if self._keeps_maps and self.objective.perceptual is not None:
             network = self.objective.perceptual
-            made_maps = [m.unflatten(0, frames.shape[:2]) for m in network.network(frames.flatten(0, 1))]
-            goal_maps = [m.unflatten(0, frames.shape[:2]) for m in network.features(goals.flatten(0, 1))]
+            seen = slice(None) if self._sees_all else slice(-self._num_judged(count), None)
+            shape = (frames.shape[0], -1)
+            made_maps = [m.unflatten(0, shape) for m in network.network(frames[:, seen].flatten(0, 1))]
+            goal_maps = [m.unflatten(0, shape) for m in network.features(goals[:, seen].flatten(0, 1))]
         goal_taps = {name: maps[:, entries] for name, maps in (taught.features or {}).items()}
         return _Seen(count, frames, goals, made_maps, goal_maps, taps, goal_taps)
+
+    def _num_judged(self, count: int) -> int:
+        """How many frames of a chunk the perceptual network judges: as many as in the objective."""
+        return min(self.objective.config.judged_frames or count, count)
 
     def _terms(self, seen: _Seen, chunk: Chunk, taught: Taught, reference: Reference, gap: int) -> dict[str, Tensor]:
         """Distillation terms of one chunk; ``seen`` is the window of keyframes that ends with it."""
@@ -211,11 +218,13 @@ class DistillTask:
         if weights.kd_reconstruction > 0:
             terms["kd_reconstruction"] = (made - goal).abs().mean()
         if self.objective.perceptual is not None and weights.kd_perceptual > 0:
+            judged = slice(-self._num_judged(count), None)
             if mask is None:
-                maps = ([m[:, -count:].flatten(0, 1) for m in side] for side in (seen.made_maps, seen.goal_maps))
+                maps = ([m[:, judged].flatten(0, 1) for m in side] for side in (seen.made_maps, seen.goal_maps))
                 terms["kd_perceptual"] = self.objective.perceptual.distance(*maps)
             else:
-                terms["kd_perceptual"] = self.objective.perceptual(made.flatten(0, 1), goal.flatten(0, 1))
+                pictures = (x[:, judged].flatten(0, 1) for x in (made, goal))
+                terms["kd_perceptual"] = self.objective.perceptual(*pictures)
         if weights.kd_temporal > 0:
             last = chunk.start + count
             between = reference.flow[:, last - seen.frames.shape[1] : last - 1]

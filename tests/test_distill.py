@@ -310,6 +310,15 @@ class TestAlignment:
 
 
 class TestTemporalTerms:
+    @pytest.mark.parametrize("kd_temporal", [0.0, 1.0])
+    def test_local_perceptual_distance_judges_the_frames_the_objective_judges(self, kd_temporal):
+        weights = replace(NO_KD, kd_perceptual=1.0, kd_temporal=kd_temporal)
+        task = temporal_task(Clock(2.0), Clock(), weights, gap=3, perceptual=True)
+        task.objective.config = replace(SILENT, judged_frames=1)
+        # Keyframes 6 and 9 are made in one chunk; only 9 counts: |18 - 9| * 2 and |18^2 - 9^2|.
+        (terms,) = run_step(task, clock_clip(10))
+        assert terms["kd_perceptual"].item() == pytest.approx(18 + 243)
+
     def test_local_perceptual_distance_covers_all_samples(self):
         task = temporal_task(Clock(2.0), Clock(), replace(NO_KD, kd_perceptual=1.0), gap=3, perceptual=True)
         clip = clock_clip(8, batch=2)
