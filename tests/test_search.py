@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -23,12 +24,15 @@ from fastv2v.config import to_dict
 from fastv2v.contracts import History
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
+from fastv2v.device import DeviceConfig, open_device
 from fastv2v.errors import CheckpointError, ConfigError, DataError
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
 from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
 from fastv2v.render import render_clip
+from fastv2v.run import open_run
 from fastv2v.seed import generator_for
+from fastv2v.train import TrainConfig, fit
 from students import presets
 from students.inherit import order_channels
 from students.space import SearchSpace, describe_student, slim_macs
@@ -124,7 +128,7 @@ class TestSpace:
         rng = generator_for(2)
         for more in ({}, {"shared_decoder": False, "entry_kernel": 3}, {"use_flow": False, "head_kernel": 1}):
             config = replace(SPACE.draw(rng), block=block, up=up, input_scale=4, **more)
-            counted = step_cost(SlimGenerator(config, 5), 5, (64, 96)).keyframe.true_macs
+            counted = step_cost(SlimGenerator(config, 5), 5, (64, 96), compute=True).keyframe.true_macs
             assert slim_macs(config, 5, (64, 96)) == counted
 
     def test_a_student_is_described_in_a_few_words(self):
@@ -237,6 +241,27 @@ class TestSuperTask:
         assert found["psnr"] == pytest.approx((found["psnr_largest"] + found["psnr_smallest"]) / 2)
         with pytest.raises(ConfigError, match="must be the largest student"):
             super_task(super_network(MIDDLE))
+
+    def test_a_stopped_training_ends_with_the_same_weights(self, tmp_path):
+        config = TrainConfig(steps=7, checkpoint_every=1, sample_every=0, eval_every=0)
+
+        def train(folder, stop=None):
+            def batches(first):
+                for number in itertools.count(first):
+                    if number == stop:
+                        raise KeyboardInterrupt
+                    yield random_clip()
+
+            whole = super_network()
+            with open_run(tmp_path / folder, {}) as run:
+                fit(super_task(whole), batches, run, config, open_device(DeviceConfig(cpu=True, precision="fp32")))
+            return whole.state_dict()
+
+        with pytest.raises(KeyboardInterrupt):
+            train("stopped", stop=4)
+        resumed, whole = train("stopped"), train("whole")
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+        assert not torch.equal(whole["head.weight"], super_network().head.weight)
 
 
 def candidate(config, psnr, teacher_psnr=None):
@@ -376,7 +401,8 @@ class TestCommand:
         student, found_one = (load_trained(searched / name) for name in ("student", "found"))
         assert to_dict(student.generator.config) == summary["config"] == to_dict(found_one.generator.config)
         assert student.architecture.stage == "spatial" and student.step == 2 and found_one.step == 0
-        cost = step_cost(student.generator, student.architecture.condition.channels, (32, 64)).keyframe.true_macs
+        channels = student.architecture.condition.channels
+        cost = step_cost(student.generator, channels, (32, 64), compute=True).keyframe.true_macs
         assert cost / 1e9 == summary["gmacs"]
         with pytest.raises(CheckpointError, match="super_network"):  # its running statistics are nobody's
             load_trained(searched / "super")

@@ -139,7 +139,7 @@ class Search:
     their ends are held out. The student is fine-tuned on them again."""
     select_frames: int = 21
     """Frames of each of these clips."""
-    calibration_clips: int = 8
+    calibration_clips: int = 4
     """Training batches that running statistics of a candidate are taken from."""
     space: SearchSpace = field(default_factory=SearchSpace)
     """The students there are."""
