@@ -3,7 +3,7 @@
 #
 #     bash scripts/distillation/ablation.sh DATA [RUNS] [options of the data, for every stage]
 #
-# The teacher gets TEACHER_MINUTES (10), every student MINUTES (6), half for each stage; STUDENT (micro), SEEDS ("0 1 2"),
+# The teacher gets TEACHER_MINUTES (10), every student MINUTES (6), a quarter for the spatial stage; STUDENT (micro), SEEDS ("0 1 2"),
 # JOBS (1) and GAP (4) as in quality.sh, whose teacher is used where RUNS has one. Runs go on where they were stopped.
 
 source "$(dirname "$0")/../story.sh"

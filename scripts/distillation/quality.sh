@@ -3,7 +3,7 @@
 #
 #     bash scripts/distillation/quality.sh DATA [RUNS] [options of the data, for every stage]
 #
-# Every network gets the same time: MINUTES (20) of training, half of a student's for each stage. The variables
+# Every network gets the same time: MINUTES (20) of training, a quarter of a student's for the spatial stage. The variables
 # SEEDS ("0 1 2"), STUDENTS ("micro nano pico", judged is the first), JOBS (1, trainings at a time, each with one thread
 # where there are several) and GAP (4) change what is run. Runs go on where they were stopped; RUNS/comparison is made
 # anew each time. Ends with the table and with status 1 where the first student falls short of what is asked of it.
