@@ -48,7 +48,9 @@ class SlimView(SlimGenerator):
             share_batch_norms(self)
         for part in self.modules():
             if isinstance(part, nn.BatchNorm2d):
+                # Without buffers: in evaluation mode, as in a lead-in, a norm goes by those it has, tracked or not.
                 part.track_running_stats = False
+                part.running_mean = part.running_var = part.num_batches_tracked = None
         names = [name for name, _ in self.named_parameters()]
         self._cuts = ChannelPlan(whole).cuts(names, leading(ChannelPlan(self).sizes))
         self._whole: Callable[[], Mapping[str, Tensor]] = lambda: dict(whole.named_parameters())

@@ -27,7 +27,7 @@ from fastv2v.data.conditions import ConditionSpec
 from fastv2v.device import DeviceConfig, open_device
 from fastv2v.errors import CheckpointError, ConfigError, DataError
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
-from fastv2v.losses.rollout import RolloutConfig
+from fastv2v.losses.rollout import RolloutConfig, run_ahead
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
 from fastv2v.render import render_clip
 from fastv2v.run import open_run
@@ -160,6 +160,11 @@ class TestViews:
             whole.head.weight.mul_(2)
         assert not torch.equal(view.step(*inputs())[0].frame, before)
         assert not any(buffer.any() for name, buffer in whole.named_buffers() if "running_mean" in name)
+
+    def test_a_view_made_to_lead_in_still_goes_by_the_statistics_of_its_frames(self):
+        view, (condition, history) = SlimView(super_network(), MIDDLE), inputs()
+        led = run_ahead(view, condition[:, None], history)
+        assert torch.equal(led.frames[:, -1], view.step(condition, history)[0].frame)
 
     def test_what_is_extracted_draws_as_the_view_does(self):
         whole = super_network()
