@@ -175,9 +175,12 @@ def alignment(student: Tensor, teacher: Tensor) -> Tensor:
         Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019: linear CKA,
         |Y'X|^2 / (|X'X| |Y'Y|) in Frobenius norms of centred features.
     """
-    x, y = (_examples(maps) for maps in matched(student, teacher))
-    shared = torch.linalg.matrix_norm(y.transpose(1, 2) @ x).square()
-    return shared / (_own_norm(x) * _own_norm(y)).clamp_min(1e-12)
+    # In float32 whatever the training's precision: sums over so many pixels leave the range of half precision, and
+    # bfloat16 would round the result to steps of 1/256.
+    with torch.autocast(student.device.type, enabled=False):
+        x, y = (_examples(maps) for maps in matched(student, teacher))
+        shared = torch.linalg.matrix_norm(y.transpose(1, 2) @ x).square()
+        return shared / (_own_norm(x) * _own_norm(y)).clamp_min(1e-12)
 
 
 def _examples(maps: Tensor) -> Tensor:

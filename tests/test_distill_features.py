@@ -141,6 +141,15 @@ class TestAlignment:
         flat = torch.ones(1, 2, 3, 4, 4, requires_grad=True)
         assert torch.autograd.grad(alignment(flat, x.detach()).sum(), flat)[0].isfinite().all()
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_it_is_as_exact_in_mixed_precision(self, dtype):
+        x = noise(1, 2, 3, 192, 192)  # more pixels than half precision counts to
+        y = x + 0.1 * noise(1, 2, 3, 192, 192, seed=1)
+        with torch.autocast("cpu", dtype):
+            mixed = alignment(y, x)
+        assert mixed.dtype == torch.float32
+        assert torch.equal(mixed, alignment(y, x))
+
     def test_its_gradient_aligns(self):
         goal = {"bottom": noise(1, 2, 4, 4, 4)}
         x = noise(1, 2, 3, 4, 4, seed=1).requires_grad_()
