@@ -8,7 +8,7 @@ from distill.spatial import SpatialConfig
 from distill.temporal import TemporalConfig
 from distill.terms import DistillWeights
 from fastv2v.device import DeviceConfig
-from fastv2v.losses.objective import ObjectiveConfig
+from fastv2v.losses.objective import LossWeights, ObjectiveConfig
 from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.generators import VideoConfig
@@ -34,6 +34,8 @@ class SpatialRecipe:
     """Label classes painted by a foreground branch, where there is no teacher; with one, the teacher's are."""
     task: SpatialConfig = field(default_factory=SpatialConfig)
     """Distillation terms, losses, discriminators and rollouts."""
+    alone: LossWeights | None = None
+    """Weights of vid2vid's terms where there is no teacher to take their place; None keeps those of the objective."""
     helpers: HelperRecipe = field(default_factory=HelperRecipe)
     """Perceptual network and reference flow."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -50,6 +52,8 @@ class TemporalRecipe:
     """Data set and clips."""
     task: TemporalConfig = field(default_factory=TemporalConfig)
     """Distillation terms, gaps, losses, discriminators and rollouts."""
+    alone: LossWeights | None = None
+    """Weights of vid2vid's terms where there is no teacher to take their place; None keeps those of the objective."""
     helpers: HelperRecipe = field(default_factory=HelperRecipe)
     """Perceptual network and reference flow."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -87,21 +91,34 @@ def temporal(data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig
     )
 
 
+def _taught(objective: ObjectiveConfig) -> ObjectiveConfig:
+    """The objective beside a teacher: its frames stand in for the perceptual and temporal judgement of the truth.
+
+    In minutes that is both better and faster: a student's step costs little, the networks that judge it cost most. A
+    light image discriminator stays, for contrast.
+    """
+    lighter = {"gan": 0.1, "feature_matching": 1.0, "reconstruction": 5.0}
+    none = dict.fromkeys(("perceptual", "temporal_gan", "temporal_feature_matching"), 0.0)
+    return replace(objective, weights=replace(objective.weights, **lighter, **none), supervise_hallucinated=False)
+
+
 def spatial_demo(
     student: VideoConfig, data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
 ) -> SpatialRecipe:
-    """The spatial stage in minutes on a CPU: truths and teacher side by side, longer chunks.
+    """The spatial stage in minutes on a CPU: the teacher in place of most of what judges the truth, longer chunks.
 
     All frames of a clip but six may lie in the lead-in, so that the student learns where its own rollout leads.
     """
+    alone, objective = objective.weights, _taught(objective)
     return replace(
         spatial(student, data, helpers, objective, replace(train, max_minutes=3.0)),
         task=SpatialConfig(
-            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=1.0),
+            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=6.0),
             lead_in=max(data.sampling.num_frames - 8, 0),
             objective=objective,
             rollout=DEMO_ROLLOUT,
         ),
+        alone=alone,
     )
 
 
@@ -113,19 +130,21 @@ def temporal_demo(
     Flow over a gap is several times larger than between neighbours, so its term weighs less; the student is nearly
     there, so it learns at half the rate.
     """
-    objective = replace(objective, weights=replace(objective.weights, flow=1.0))
+    alone = replace(objective.weights, flow=1.0)
+    objective = _taught(replace(objective, weights=alone))
     # Sequences of faces and poses are often short.
     num_frames, lead_in = (29, 3) if data.folder.condition == "labels" else (17, 1)
     return TemporalRecipe(
         data=replace(data, sampling=replace(data.sampling, num_frames=num_frames)),
         task=TemporalConfig(
-            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=1.0, kd_temporal=0.5),
+            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=6.0, kd_temporal=0.0),
             gap=GapConfig(smallest=3, largest=4),
             lead_in=lead_in,
             deployed_gap=4,
             objective=objective,
             rollout=DEMO_ROLLOUT,
         ),
+        alone=alone,
         helpers=helpers,
         train=replace(train, max_minutes=3.0, optim=replace(train.optim, lr=train.optim.lr / 2)),
     )

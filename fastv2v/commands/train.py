@@ -296,10 +296,12 @@ def _teacher_source(
 
 
 def _alone(recipe: Recipe) -> Recipe:
-    """The recipe of a student without a teacher: no distillation terms."""
+    """The recipe of a student without a teacher: no distillation terms, and vid2vid's as they are meant for that."""
     if active := recipe.task.weights.active():
         _LOG.warning("no --teacher: the student is trained alone, without %s", ", ".join(active))
-    return replace(recipe, task=replace(recipe.task, weights=DistillWeights.none()))
+    objective = recipe.task.objective
+    objective = replace(objective, weights=recipe.alone or objective.weights)
+    return replace(recipe, task=replace(recipe.task, weights=DistillWeights.none(), objective=objective))
 
 
 def train_temporal(args: TrainTemporal) -> FitResult:

@@ -32,8 +32,8 @@ cached=("${live[@]}" --taught "$runs/taught")
 row whole "${cached[@]}" "$@"
 row alone "$@"
 row without-perceptual "${cached[@]}" $weight-perceptual 0 "$@"
-temporal_only=($weight-temporal 0)
-row without-temporal "${cached[@]}" "$@"
+temporal_only=($weight-temporal 0.5)
+row with-temporal "${cached[@]}" "$@"
 temporal_only=($weight-flow 1)
 row with-flow "${cached[@]}" "$@"
 row with-features "${live[@]}" $weight-features 1 "$@"
