@@ -12,8 +12,8 @@ from fastv2v.config import from_dict, to_dict
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import FolderConfig
 from fastv2v.errors import CheckpointError, ConfigError
-from fastv2v.nn.generators import VideoConfig, VideoGenerator, build_generator
 from fastv2v.nn.features import FeatureConfig, FeatureEncoder, FeatureGenerator
+from fastv2v.nn.generators import VideoConfig, VideoGenerator, build_generator
 from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 from fastv2v.recipe import UNSET_ROOT
 

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from fastv2v.contracts import History
 from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly, local_config, pyramid
-from fastv2v.nn.generators import build_generator
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
+from fastv2v.nn.generators import build_generator
 from fastv2v.render import detach, rollout, start_history
 
 CHANNELS, SIZE = 4, (32, 48)

@@ -17,9 +17,9 @@ from fastv2v.device import DeviceConfig, open_device, player_gradients
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
 from fastv2v.losses.perceptual import PerceptualLoss
 from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig
-from fastv2v.nn.generators import build_generator
 from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.discriminator import DiscriminatorConfig
+from fastv2v.nn.generators import build_generator
 from fastv2v.nn.norms import SharedBatchNorm2d, batch_statistics, share_batch_norms
 from fastv2v.ops.flow import DISFlow
 from fastv2v.render import start_history

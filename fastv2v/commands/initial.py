@@ -9,16 +9,16 @@ from pathlib import Path
 
 from torch import nn
 
-from fastv2v.architecture import Architecture, Trained, load_trained
+from fastv2v.architecture import Trained, load_trained
 from fastv2v.commands.parts import check_condition, continue_discriminators
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import VideoFolder
 from fastv2v.errors import CheckpointError, ConfigError
 from fastv2v.losses.objective import VideoObjective
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, local_config
-from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.discriminator import DiscriminatorConfig
+from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.local import LocalConfig, LocalGenerator
 from teachers.import_weights import Imported, load_imported
 from teachers.presets import TeacherRecipe

@@ -28,9 +28,9 @@ from fastv2v.data.folder import FolderConfig, FrameReader, Phase, Sequence, Vide
 from fastv2v.data.loader import read_sequence
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
-from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.face_features import BorrowedFeatures, build_bank, read_bank, read_parts, write_bank
 from fastv2v.nn.features import FeatureEncoder, FeatureGenerator, clip_conditions
+from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.norms import batch_statistics
 from fastv2v.nn.single_image import SingleImageGenerator
 from fastv2v.ops.labels import condition_pictures, encode_clip
