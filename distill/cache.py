@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -36,6 +37,8 @@ from fastv2v.data.transforms import GeometryConfig
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.run import write_json
 from fastv2v.score import to_uint8
+
+_LOG = logging.getLogger(__name__)
 
 SCHEMA: Final = 1
 """Version of the files."""
@@ -90,8 +93,13 @@ class TaughtRecord:
             raise ConfigError(f"it has schema {self.schema} and this version of fastv2v reads {SCHEMA}")
         if self.window < 0:
             raise ConfigError(f"window must be 0 or more frames, got {self.window}")
-        if self.history_length < 1 or not self.sequences:
-            raise ConfigError("history_length and the number of sequences must be at least 1")
+        if self.history_length < 1:
+            raise ConfigError(f"history_length must be at least 1, got {self.history_length}")
+        if not self.sequences:
+            raise ConfigError(
+                f"no sequence of {self.data} has more frames than a history of {self.history_length}; give longer "
+                "ones, or more --max-frames"
+            )
         for sequence in self.sequences:
             if len(sequence.stems) <= self.history_length:
                 raise ConfigError(f"sequence '{sequence.name}' has no frame beyond a history of {self.history_length}")
@@ -188,7 +196,11 @@ class TaughtWriter:
                     "folder with --out, or pass --overwrite"
                 )
         if (self._partial / MANIFEST).is_file():
-            found, checksums = _read_manifest(self._partial)
+            try:
+                found, checksums = _read_manifest(self._partial)
+            except DataError as error:  # nobody but a writer reads it, and the remedy is this very command
+                _LOG.warning("%s; what was finished there is made again", error)
+                found, checksums = None, []
             if found == record:
                 self._checksums = checksums
                 return

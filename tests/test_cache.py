@@ -279,6 +279,12 @@ class TestWriting:
     def test_a_stopped_one_of_other_settings_is_begun_anew(self, tmp_path):
         TaughtWriter(tmp_path / "taught", RECORD).add(outputs(4))
         assert TaughtWriter(tmp_path / "taught", replace(RECORD, window=3)).num_done == 0
+
+    def test_an_unreadable_beginning_is_made_again(self, tmp_path, caplog):
+        TaughtWriter(tmp_path / "taught", RECORD).add(outputs(4))
+        (tmp_path / ".taught.partial" / MANIFEST).write_text("{")
+        assert TaughtWriter(tmp_path / "taught", RECORD).num_done == 0
+        assert "what was finished there is made again" in caplog.text
         assert not list(tmp_path.iterdir())
 
     def test_only_a_precomputed_teacher_is_replaced_and_only_on_request(self, tmp_path):
@@ -445,7 +451,7 @@ class TestVerb:
                 "",
                 "crop",
             ),
-            ({}, "--max-frames=2", "at least 1"),
+            ({}, "--max-frames=2", "has more frames than a history of 2; give longer ones"),
         ],
     )
     def test_what_cannot_be_precomputed_is_refused(self, data, tmp_path, capsys, changes, more, said):
@@ -526,7 +532,7 @@ class TestTraining:
 
     def student(self, data: Path, run: Path, *more: str) -> int:
         shape = ("--recipe.student.width", "4", "--recipe.student.num-blocks", "2")
-        return main(["train-skd", *self.common(data, run), *shape, *more])
+        return main(["train-skd", "demo:demo", *self.common(data, run)[1:], *shape, *more])
 
     def test_a_student_learns_while_the_teacher_rests(self, run, data, tmp_path, monkeypatch):
         assert command(run, data, tmp_path / "taught") == 0

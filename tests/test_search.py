@@ -467,7 +467,7 @@ class TestCommand:
         short = ["--recipe.train.steps", "0", "--recipe.train.max-minutes", "None"]
         size = ["--recipe.data.folder.geometry.size", "32", "64", "--recipe.data.sampling.num-frames", "4"]
         begin = ["--inherit", str(line / "teacher"), "--run", str(line / "heir")]
-        assert main(["train-skd", "demo", *given, *short, *size, *begin]) == 0
+        assert main(["train-skd", "demo:demo", *given, *short, *size, *begin]) == 0
         student, teacher = (load_trained(line / name).generator for name in ("heir", "teacher"))
         assert all(torch.isin(p, teacher.state_dict()[name]).all() for name, p in student.state_dict().items())
         capsys.readouterr()
