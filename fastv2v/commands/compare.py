@@ -350,9 +350,11 @@ def run_compare(args: Compare) -> Outcome:
     try:
         outcome = _measure(args, contest, staging)
         staging.chmod(0o755)
+        earlier = staging.with_name(f"{staging.name}.old")
         if args.out.exists():
-            shutil.rmtree(args.out)
+            args.out.rename(earlier)  # deleted only once the new one is in its place
         staging.rename(args.out)
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return outcome
