@@ -67,7 +67,7 @@ def test_bad_input_is_one_sentence_and_status_2(
     assert error.count("\n") == 0
 
 
-def write_world(root: Path, frames: int = 30, size: tuple[int, int] = (128, 256)) -> Path:
+def write_world(root: Path, frames: int = 34, size: tuple[int, int] = (128, 256)) -> Path:
     """A data set of one sequence: three classes in stripes, frames in grey."""
     table = {
         "schema": 1,
@@ -123,7 +123,7 @@ def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (without_labels, "in sequence 'a' 30 frames"),
+        (without_labels, "in sequence 'a' 34 frames"),
         (label_out_of_range, "001.png"),
         (unequal_sizes, "001.png"),
         (truncated_image, "001.png"),

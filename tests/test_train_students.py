@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from distill.terms import DistillWeights
 from fastv2v.checkpoint import latest_checkpoint, load_tensors, weights_file
 from fastv2v.commands import train
 from fastv2v.commands.train import TrainSpatial, TrainTeacher, TrainTemporal
@@ -88,7 +89,8 @@ class TestWindowNetworks:
         seen = []
         monkeypatch.setattr(train, "TemporalTask", lambda *a, video, **k: seen.append(video))
         monkeypatch.setattr(train, "_fit", lambda *a, **k: None)
-        recipe = temporal(temporal_features="both")
+        weights = DistillWeights(kd_temporal=1.0)
+        recipe = temporal(temporal_features="both", weights=weights)
         arguments = {"data": made / "world", "run": made / "unused", "student": made / "skd"}
         train.train_temporal(TrainTemporal(**arguments, teacher=made / "teacher", recipe=recipe))
         (judge,) = seen
@@ -97,7 +99,7 @@ class TestWindowNetworks:
         assert not judge.training
         assert not any(p.requires_grad for p in judge.parameters())
         for other in ({"temporal_features": "perceptual"}, {"weights": recipe.task.weights.none()}):
-            recipe = temporal(**{"temporal_features": "both", **other})
+            recipe = temporal(**{"temporal_features": "both", "weights": weights, **other})
             train.train_temporal(TrainTemporal(**arguments, teacher=made / "teacher", recipe=recipe))
         assert seen[1:] == [None, None]
 
@@ -117,7 +119,7 @@ class TestWindowNetworks:
                     teacher=tmp_path / "teacher",
                     student=made / "skd",
                     run=tmp_path / "tkd",
-                    recipe=temporal(temporal_features="discriminator"),
+                    recipe=temporal(temporal_features="discriminator", weights=DistillWeights(kd_temporal=1.0)),
                 )
             )
 
@@ -147,7 +149,7 @@ class TestRefusals:
 
     def test_a_size_that_does_not_divide(self, made):
         recipe = spatial()
-        recipe = replace(recipe, student=replace(recipe.student, num_downsamples=6))
+        recipe = replace(recipe, student=replace(recipe.student, widths=(4,) * 5, depths=(1,) * 5, up_depths=(1,) * 4))
         with pytest.raises(ConfigError, match=r"frames of 32x64 do not suit the student: .* multiples of 64"):
             train.train_spatial(TrainSpatial(**self.arguments(made), recipe=recipe))
 

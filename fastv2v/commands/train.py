@@ -518,7 +518,7 @@ def spatial_presets() -> dict[str, tuple[str, SpatialRecipe]]:
     for name, make in teacher_presets.PRESETS.items():
         recipe, small = make(), name in teacher_presets.SMALL
         build = distill_presets.spatial_demo if small else distill_presets.spatial
-        student = student_presets.demo() if small else student_presets.published()
+        student = student_presets.tiny() if small else student_presets.published()
         made = build(student, recipe.data, recipe.helpers, recipe.task.objective, recipe.train)
         found[name] = (_summary(build, name), replace(made, foreground=recipe.foreground))
     return found
