@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import sys
@@ -56,7 +55,7 @@ from fastv2v.data.loader import ClipLoader, read_sequence
 from fastv2v.device import Device, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.log import BarProgress, SilentProgress, clock
-from fastv2v.losses.objective import VideoObjective
+from fastv2v.losses.objective import temporal_discriminator
 from fastv2v.nn.features import FeatureConfig, FeatureGenerator
 from fastv2v.nn.generators import VideoConfig, VideoGenerator
 from fastv2v.nn.single_image import SingleImageConfig
@@ -333,7 +332,7 @@ def train_temporal(args: TrainTemporal) -> FitResult:
     objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
     continue_discriminators(objective, student.checkpoint)
     source = _teacher_source(args, teacher, student.generator, architecture, folder, device)
-    video = _window_network(recipe.task, teacher, objective, device)
+    video = _window_network(recipe.task, teacher, device)
     task = TemporalTask(student.generator, source, folder.spec, objective, recipe.task, video=video)
     least = recipe.task.deployed_gap + 1  # the first keyframe is given, the second is scored
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture, least)
@@ -355,9 +354,7 @@ def _measured(gap: GapConfig, folder: VideoFolder) -> GapConfig:
     return replace(gap, adaptive=False, probabilities=tuple(round(share, 4) for share in shares))
 
 
-def _window_network(
-    task: TemporalConfig, teacher: Trained | None, objective: VideoObjective, device: Device
-) -> nn.Module | None:
+def _window_network(task: TemporalConfig, teacher: Trained | None, device: Device) -> nn.Module | None:
     """The frozen network the global temporal term looks with, where it is not the perceptual one.
 
     Raises:
@@ -373,12 +370,12 @@ def _window_network(
     if not task.uses_discriminator:
         return None
     name = "temporal_discriminator_0"
-    if name not in objective.discriminators or f"{name}.safetensors" not in read_state(teacher.checkpoint)["files"]:
+    if f"{name}.safetensors" not in read_state(teacher.checkpoint)["files"]:
         raise ConfigError(
-            f"temporal_features {task.temporal_features} looks with a temporal discriminator, and the recipe or the "
-            f"teacher {teacher.checkpoint} has none; use --recipe.task.temporal-features perceptual"
+            f"temporal_features {task.temporal_features} looks with a temporal discriminator, and the teacher "
+            f"{teacher.checkpoint} has none; use --recipe.task.temporal-features perceptual"
         )
-    judge = copy.deepcopy(objective.discriminators[name])
+    judge = temporal_discriminator(task.objective)
     load_weights(judge, weights_file(teacher.checkpoint, name))
     return freeze(judge).to(device.device)
 

@@ -135,6 +135,12 @@ def face_discriminator_like(image: DiscriminatorConfig) -> DiscriminatorConfig:
     return replace(image, num_scales=max(1, image.num_scales - 2))
 
 
+def temporal_discriminator(config: ObjectiveConfig) -> MultiScaleDiscriminator:
+    """A temporal discriminator with fresh weights: it sees the frames of a window and the flow between them."""
+    window = config.temporal_window
+    return MultiScaleDiscriminator(3 * window + 2 * (window - 1), config.temporal_discriminator)
+
+
 @dataclass(frozen=True)
 class Reference:
     """What the losses compare a clip with: computed once per clip."""
@@ -183,11 +189,8 @@ class VideoObjective(nn.Module):
                 condition_channels + 3, config.image_discriminator
             )
         if config.uses_temporal_discriminator:
-            window = config.temporal_window
             for scale in range(config.temporal_scales):
-                self.discriminators[f"temporal_discriminator_{scale}"] = MultiScaleDiscriminator(
-                    3 * window + 2 * (window - 1), config.temporal_discriminator
-                )
+                self.discriminators[f"temporal_discriminator_{scale}"] = temporal_discriminator(config)
         if config.uses_face_discriminator and config.face_discriminator is not None:
             if condition_channels < 3:
                 raise ConfigError(
