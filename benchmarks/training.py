@@ -46,6 +46,7 @@ from fastv2v.errors import ConfigError, FastV2VError
 from fastv2v.losses.objective import VideoObjective
 from fastv2v.losses.perceptual import EfficientNetLite0, PerceptualLoss
 from fastv2v.measure.latency import peak_memory_mb
+from fastv2v.memory import keep_freed_memory
 from fastv2v.nn.composite import CompositeGenerator
 from fastv2v.ops.flow import DISFlow
 from fastv2v.optim import OptimConfig
@@ -132,6 +133,8 @@ class TrainingSettings:
     """CPU threads of torch and OpenCV."""
     cpu: bool = False
     """Stay on the CPU even where a GPU is present."""
+    keep_memory: bool = True
+    """Whether each process, of either side, keeps the memory it frees; see ``keep_freed_memory``."""
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.chunk_frames < 1:
@@ -304,6 +307,8 @@ def loss_difference(ours: Report, reference: Report) -> float:
 
 def _serve(connection: Connection, method: Method, settings: TrainingSettings, steps: int) -> None:
     """What a worker process does: say what memory it holds when ready, then one step for each message."""
+    if settings.keep_memory:
+        keep_freed_memory()
     torch.set_num_threads(settings.threads)
     cv2.setNumThreads(settings.threads)
     is_ready = False
@@ -521,6 +526,7 @@ def main(
     seed: int = TrainingSettings.seed,
     threads: int = TrainingSettings.threads,
     cpu: bool = TrainingSettings.cpu,
+    keep_memory: bool = TrainingSettings.keep_memory,
     methods: tuple[str, ...] = tuple(METHODS),
     repeats: int = 3,
     warmup: int = 1,
@@ -538,6 +544,7 @@ def main(
         seed: of the clip and of the weights.
         threads: CPU threads of torch and OpenCV.
         cpu: stay on the CPU even where a GPU is present.
+        keep_memory: whether each process, of either side, keeps the memory it frees.
         methods: which methods to compare.
         repeats: timed steps of each method.
         warmup: steps beforehand.
@@ -556,6 +563,7 @@ def main(
         seed=seed,
         threads=threads,
         cpu=cpu,
+        keep_memory=keep_memory,
     )
     result = measure(settings, size, methods, repeats, warmup=warmup, at_once=at_once)
     print(

@@ -8,7 +8,7 @@ from distill.spatial import SpatialConfig
 from distill.temporal import TemporalConfig
 from distill.terms import DistillWeights
 from fastv2v.device import DeviceConfig
-from fastv2v.losses.objective import LossWeights, ObjectiveConfig
+from fastv2v.losses.objective import ObjectiveConfig
 from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.generators import VideoConfig
@@ -34,8 +34,9 @@ class SpatialRecipe:
     """Label classes painted by a foreground branch, where there is no teacher; with one, the teacher's are."""
     task: SpatialConfig = field(default_factory=SpatialConfig)
     """Distillation terms, losses, discriminators and rollouts."""
-    alone: LossWeights | None = None
-    """Weights of vid2vid's terms where there is no teacher to take their place; None keeps those of the objective."""
+    alone: ObjectiveConfig | None = None
+    """vid2vid's losses where there is no teacher to take their place: then they count instead of the task's objective.
+    None keeps that."""
     helpers: HelperRecipe = field(default_factory=HelperRecipe)
     """Perceptual network and reference flow."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -52,8 +53,9 @@ class TemporalRecipe:
     """Data set and clips."""
     task: TemporalConfig = field(default_factory=TemporalConfig)
     """Distillation terms, gaps, losses, discriminators and rollouts."""
-    alone: LossWeights | None = None
-    """Weights of vid2vid's terms where there is no teacher to take their place; None keeps those of the objective."""
+    alone: ObjectiveConfig | None = None
+    """vid2vid's losses where there is no teacher to take their place: then they count instead of the task's objective.
+    None keeps that."""
     helpers: HelperRecipe = field(default_factory=HelperRecipe)
     """Perceptual network and reference flow."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -109,7 +111,7 @@ def spatial_demo(
 
     All frames of a clip but six may lie in the lead-in, so that the student learns where its own rollout leads.
     """
-    alone, objective = objective.weights, _taught(objective)
+    alone, objective = objective, _taught(objective)
     return replace(
         spatial(student, data, helpers, objective, replace(train, max_minutes=3.0)),
         task=SpatialConfig(
@@ -130,8 +132,8 @@ def temporal_demo(
     Flow over a gap is several times larger than between neighbours, so its term weighs less; the student is nearly
     there, so it learns at half the rate.
     """
-    alone = replace(objective.weights, flow=1.0)
-    objective = _taught(replace(objective, weights=alone))
+    alone = replace(objective, weights=replace(objective.weights, flow=1.0))
+    objective = _taught(alone)
     # Sequences of faces and poses are often short.
     num_frames, lead_in = (29, 3) if data.folder.condition == "labels" else (17, 1)
     return TemporalRecipe(

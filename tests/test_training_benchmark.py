@@ -27,7 +27,9 @@ from fastv2v.ops.flow import DISFlow
 from fastv2v.optim import OptimConfig
 from teachers.task import TeacherTask
 
-TINY = TrainingSettings(size=(32, 64), width=2, discriminator_width=2, num_frames=6, threads=1, cpu=True)
+TINY = TrainingSettings(
+    size=(32, 64), width=2, discriminator_width=2, num_frames=6, threads=1, cpu=True, keep_memory=False
+)
 
 
 def reports(method, settings=TINY, steps=1):

@@ -382,7 +382,7 @@ def _train_super(shop: _Workshop) -> Path:
         "held_out": {**clips, "clip_frames": recipe.clip_frames},
     }
     if args.super_run is not None:
-        checkpoint = find_checkpoint(args.super_run)
+        checkpoint = find_checkpoint(args.super_run, "latest")
         there = read_state(checkpoint).get("architecture") or {}
         if differing := [key for key in described if there.get(key) != json.loads(json.dumps(described[key]))]:
             raise ConfigError(
@@ -427,7 +427,7 @@ def _train_super(shop: _Workshop) -> Path:
             progress=_progress(args, SUPER),
             architecture=described,
         )
-    return find_checkpoint(folder)
+    return find_checkpoint(folder, "latest")
 
 
 def _source(shop: _Workshop) -> LiveTeacher | TaughtFrames:
@@ -550,7 +550,10 @@ def search_presets() -> dict[str, tuple[str, SearchRecipe, SearchSpace]]:
         weights = replace(parted.task.weights, kd_temporal=0.0)
         made = SearchRecipe(
             data=recipe.data,
-            task=replace(parted.task, weights=weights, temporal_features="perceptual"),
+            # The clips are short: a longer lead-in would leave one keyframe of each to learn from.
+            task=replace(
+                parted.task, weights=weights, temporal_features="perceptual", lead_in=min(parted.task.lead_in, 1)
+            ),
             train=replace(alone.train, max_minutes=10.0) if small else alone.train,
             finetune=alone.task,
             finetune_train=alone.train,

@@ -297,9 +297,9 @@ def _teacher_source(
 def _alone(recipe: Recipe) -> Recipe:
     """The recipe of a student without a teacher: no distillation terms, and vid2vid's as they are meant for that."""
     if active := recipe.task.weights.active():
-        _LOG.warning("no --teacher: the student is trained alone, without %s", ", ".join(active))
-    objective = recipe.task.objective
-    objective = replace(objective, weights=recipe.alone or objective.weights)
+        losses = "" if recipe.alone is None else "; its losses are those of --recipe.alone, not --recipe.task.objective"
+        _LOG.warning("no --teacher: the student is trained alone, without %s%s", ", ".join(active), losses)
+    objective = recipe.alone or recipe.task.objective
     return replace(recipe, task=replace(recipe.task, weights=DistillWeights.none(), objective=objective))
 
 

@@ -20,6 +20,7 @@ row() {
     for seed in $seeds; do
         until_fewer_than "$jobs"
         student "ablation/$name-$seed" "$preset" "$seed" "$minutes" "$@" &
+        started+=("$!")
         members+=("$runs/ablation/$name-$seed/temporal")
     done
     groups+=(--student "$name=$(IFS=,; echo "${members[*]}")")

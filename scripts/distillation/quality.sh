@@ -21,6 +21,7 @@ for preset in $students; do
         [ "$preset" = "$first" ] || [ "$seed" = "$first_seed" ] || continue
         until_fewer_than "$jobs"
         student "$preset-$seed" "$preset" "$seed" "$minutes" --teacher "$runs/teacher" --taught "$runs/taught" "$@" &
+        started+=("$!")
         members+=("$runs/$preset-$seed/temporal")
     done
     groups+=(--student "$preset=$(IFS=,; echo "${members[*]}")")
@@ -29,6 +30,7 @@ members=()
 for seed in $seeds; do
     until_fewer_than "$jobs"
     student "alone-$seed" "$first" "$seed" "$minutes" "$@" &
+    started+=("$!")
     members+=("$runs/alone-$seed/temporal")
 done
 groups+=(--student "alone=$(IFS=,; echo "${members[*]}")")

@@ -26,7 +26,13 @@ student() {
 }
 spatial_only=() temporal_only=()
 
-# Wait until fewer trainings than the given number run; a failed one ends the story.
+# Wait until fewer trainings than the given number run; one that failed ends the story, whenever it did. Those that were
+# started are in the array started.
+started=()
 until_fewer_than() {
-    while [ "$(jobs -pr | wc -l)" -ge "$1" ]; do wait -n; done
+    local pid
+    while [ "${#started[@]}" -ge "$1" ] && [ "${#started[@]}" -gt 0 ]; do
+        pid="${started[0]}" started=("${started[@]:1}")
+        wait "$pid"
+    done
 }
