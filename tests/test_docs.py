@@ -75,7 +75,8 @@ def options(*words: str) -> frozenset[str]:
 
 def known(verb: str) -> frozenset[str]:
     """Options of a verb; of one with presets those of all of a few that differ."""
-    presets = {"train-teacher": ("street", "pose-512"), "train-first": ("street",), **DISTILLING}.get(verb)
+    own = {"train-teacher": ("street", "pose-512"), "train-first": ("street",), "search": ("street",)}
+    presets = {**own, **DISTILLING}.get(verb)
     return frozenset().union(*(options(verb, preset) for preset in presets)) if presets else options(verb)
 
 
