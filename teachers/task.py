@@ -14,7 +14,15 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
 from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
-from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig, draw_lead_in, draw_start, opening, training_rollout
+from fastv2v.losses.rollout import (
+    CheckpointedStep,
+    RolloutConfig,
+    draw_lead_in,
+    draw_start,
+    opening,
+    run_ahead,
+    training_rollout,
+)
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly
 from fastv2v.nn.features import EncodingStep, FeatureGenerator, clip_conditions, observations
 from fastv2v.nn.norms import batch_statistics
@@ -74,8 +82,6 @@ class TeacherTask:
         inner = generator.generator if isinstance(generator, FeatureGenerator) else generator
         if config.fixed_coarse_steps and not isinstance(inner, CoarseToFineGenerator):
             raise ConfigError("fixed_coarse_steps is for generators of several scales; this one has one (num_scales)")
-        if config.lead_in and isinstance(generator, FeatureGenerator):
-            raise ConfigError("lead_in is for generators without instance features, whose looks come from real frames")
         self.generator = generator
         self.spec = spec
         self.objective = objective
@@ -101,7 +107,7 @@ class TeacherTask:
     def _rollout(self, clip: Clip, conditions: Tensor, start: str, at: int, lead: int) -> Iterator[Chunk]:
         """Chunks after the lead-in, with the look of the real frames where the generator takes features."""
         if isinstance(self.generator, FeatureGenerator):
-            return self._feature_rollout(self.generator, clip, start, at)
+            return self._feature_rollout(self.generator, clip, start, at, lead)
         model: StepModel = self.generator
         if isinstance(self.generator, CoarseToFineGenerator) and at < self.config.fixed_coarse_steps:
             model = FinestOnly(self.generator)
@@ -109,16 +115,23 @@ class TeacherTask:
             model, conditions, clip.frames, start, self.config.rollout, at, lead_in=lead, own_statistics=True
         )
 
-    def _feature_rollout(self, generator: FeatureGenerator, clip: Clip, start: str, at: int) -> Iterator[Chunk]:
+    def _feature_rollout(
+        self, generator: FeatureGenerator, clip: Clip, start: str, at: int, lead: int
+    ) -> Iterator[Chunk]:
         """The same with features made anew in each step; see ``EncodingStep``."""
         config = self.config.rollout
         model: StepModel = EncodingStep(generator, finest_only=at < self.config.fixed_coarse_steps)
         with torch.no_grad():  # the history of a start is given, not learnt
             known = clip_conditions(generator, self.spec, clip.take(0, generator.history_length + 1))
+        seen = observations(self.spec, clip)
+        history = opening(generator, known, clip.frames, start)
+        if lead:
+            ahead = seen[:, generator.history_length :][:, :lead]
+            history = run_ahead(model, ahead, history, own_statistics=True)
         return rollout_chunks(
             CheckpointedStep(model) if config.gradient_checkpointing else model,
-            observations(self.spec, clip),
-            opening(generator, known, clip.frames, start),
+            seen[:, lead:],
+            history,
             start=generator.history_length,
             chunk_frames=config.chunk_frames,
             backprop_frames=config.backprop_at(at),

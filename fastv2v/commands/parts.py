@@ -21,6 +21,7 @@ from fastv2v.device import Device
 from fastv2v.errors import ConfigError
 from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
 from fastv2v.losses.perceptual import PerceptualLoss
+from fastv2v.memory import keep_freed_memory
 from fastv2v.nn.discriminator import MultiScaleDiscriminator
 from fastv2v.nn.optical_flow import RAFTFlow
 from fastv2v.ops.flow import DISFlow, FilesFlow, with_confidence
@@ -139,7 +140,9 @@ def check_heads(objective: ObjectiveConfig, spec: ConditionSpec) -> None:
 
 
 def open_train(recipe: DataRecipe, root: Path, device: Device, seed: int) -> tuple[VideoFolder, ClipLoader]:
-    """The training part of a data set and its clips for this process."""
+    """The training part of a data set and its clips for this process, which on a CPU keeps the memory it frees."""
+    if device.device.type == "cpu":
+        keep_freed_memory()
     folder = open_folder(recipe.at(root, "train"))
     loader = ClipLoader(
         folder,
