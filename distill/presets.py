@@ -139,7 +139,7 @@ def temporal_demo(
     return TemporalRecipe(
         data=replace(data, sampling=replace(data.sampling, num_frames=num_frames)),
         task=TemporalConfig(
-            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=6.0, kd_temporal=0.0),
+            weights=DistillWeights(kd_reconstruction=5.0, kd_perceptual=6.0, kd_contrast=8.0, kd_temporal=0.0),
             gap=GapConfig(smallest=3, largest=4),
             lead_in=lead_in,
             deployed_gap=4,

@@ -24,6 +24,7 @@ from distill.terms import (
     DistillWeights,
     MaskKind,
     composed_flow,
+    contrast_distance,
     distill_mask,
     judged_distance,
     temporal_distance,
@@ -225,6 +226,8 @@ class DistillTask:
             else:
                 pictures = (x[:, judged].flatten(0, 1) for x in (made, goal))
                 terms["kd_perceptual"] = self.objective.perceptual(*pictures)
+        if weights.kd_contrast > 0:
+            terms["kd_contrast"] = contrast_distance(made.flatten(0, 1), goal.flatten(0, 1))
         if weights.kd_temporal > 0:
             last = chunk.start + count
             between = reference.flow[:, last - seen.frames.shape[1] : last - 1]

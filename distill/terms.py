@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from fastv2v.errors import ConfigError
 from fastv2v.losses.objective import FLOW_INPUT_SCALE
@@ -25,6 +26,8 @@ class DistillWeights:
     """Mean absolute distance to the teacher's frame."""
     kd_perceptual: float = 1.0
     """Distance of ImageNet features to those of the teacher's frame."""
+    kd_contrast: float = 0.0
+    """Distance of local contrast, at several scales, to that of the teacher's frame: what a mean over guesses lacks."""
     kd_temporal: float = 0.0
     """How a window of keyframes moves, as seen by a further network: the global temporal term."""
     kd_flow: float = 0.0
@@ -88,12 +91,17 @@ def distill_mask(kind: MaskKind, flow: Tensor, confidence: Tensor) -> Tensor | N
     return motion_mask(flow) if kind == "motion" else confidence
 
 
+def _of_each(maps: Tensor) -> Tensor:
+    """Mean magnitude of each sample's maps: (B, ...) to (B,)."""
+    return maps.abs().flatten(1).mean(dim=1)
+
+
 def temporal_distance(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     """Global temporal distillation on single frames: features of the student's window should change as the teacher's.
 
-    Each layer's distance is divided by the mean magnitude of the teacher's change, so that layers count alike. Where
-    the teacher stands still, a fiftieth of its features' magnitude takes that place, or a still clip would outweigh
-    all others. (From frame to frame a talking face changes by 6 %, a street by 25 to 90 %.)
+    The distance of each layer and sample is divided by the mean magnitude of the teacher's change, so that all count
+    alike. Where the teacher stands still, a fiftieth of its features' magnitude takes that place, or a still clip would
+    outweigh all others. (From frame to frame a talking face changes by 6 %, a street by 25 to 90 %.)
 
     Args:
         student: feature maps of K keyframes, (B, K, C, H, W) each, with gradient.
@@ -110,9 +118,62 @@ def temporal_distance(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     distances = []
     for made, goal in zip(student, teacher, strict=True):
         change, wanted = made.float().diff(dim=1), goal.float().diff(dim=1)
-        size = torch.maximum(wanted.abs().mean(), goal.float().abs().mean() / 50)
-        distances.append((change - wanted).abs().mean() / (size + 1e-6))
+        size = torch.maximum(_of_each(wanted), _of_each(goal.float()) / 50)
+        distances.append((_of_each(change - wanted) / (size + 1e-6)).mean())
     return torch.stack(distances).mean()
+
+
+CONTRAST_SCALES = 3
+"""Scales at which local contrast is compared, each half the size of the one before."""
+CONTRAST_WINDOW = 7
+"""Side in pixels of the windows whose contrast is taken."""
+_LEAST_VARIANCE = 1e-4  # about one grey level: below it there is no contrast to speak of, and a root has no slope
+
+
+def local_contrast(frames: Tensor) -> list[Tensor]:
+    """Standard deviation within every window, at ``CONTRAST_SCALES`` scales.
+
+    Args:
+        frames: (N, 3, H, W) in [-1, 1].
+
+    Returns:
+        One map (N, 3, h, w) for each scale whose picture holds a window, half as many windows as pixels each way;
+        none for a picture smaller than one.
+    """
+    maps = []
+    pictures = frames.float()
+    for scale in range(CONTRAST_SCALES):
+        if scale:
+            pictures = avg_pool2d(pictures, 2)
+        if min(pictures.shape[-2:]) < CONTRAST_WINDOW:
+            break
+        mean, power = (avg_pool2d(x, CONTRAST_WINDOW, stride=2) for x in (pictures, pictures.square()))
+        maps.append((power - mean.square()).clamp_min(0).add(_LEAST_VARIANCE).sqrt())
+    return maps
+
+
+def contrast_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """How far the local contrast of the student's frames is from the teacher's, over the mean of the teacher's.
+
+    Distances pixel by pixel are smallest for the mean of all that could be there, which has no texture; this one asks
+    for as much of it as the teacher shows, wherever exactly it lies.
+
+    Args:
+        student: (N, 3, H, W) in [-1, 1], with gradient.
+        teacher: the same moments, same shape.
+
+    Returns:
+        Scalar; a constant 0 for pictures smaller than a window.
+
+    Source:
+        The contrast comparison of Wang et al., "Image quality assessment: from error visibility to structural
+        similarity", IEEE TIP 2004, as an absolute distance.
+    """
+    with torch.no_grad():
+        goals = local_contrast(teacher)
+    if not goals:
+        return student.new_zeros((), dtype=torch.float32)
+    return map_distance(local_contrast(student), goals)
 
 
 def map_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -127,7 +188,7 @@ def map_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
     """
     distances = []
     for made, goal in zip(student, teacher, strict=True):
-        distance, size = (x.abs().flatten(1).mean(dim=1) for x in (made.float() - goal.float(), goal.float()))
+        distance, size = _of_each(made.float() - goal.float()), _of_each(goal.float())
         distances.append((distance / (size + 1e-6)).mean())
     return torch.stack(distances).mean()
 

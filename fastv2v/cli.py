@@ -55,7 +55,11 @@ COMMANDS = {
 }
 """Every verb, in the order of the line."""
 
-_RESUMABLE = ("demo", "train-teacher", "train-first", "train-skd", "train-tkd", "search", "train-predictor")
+_GOES_ON = dict.fromkeys(
+    ("demo", "train-teacher", "train-first", "train-skd", "train-tkd", "search", "train-predictor"),
+    "from the last checkpoint",
+) | {"precompute": "with the sequence at which it was stopped"}
+"""Verbs that go on where they were interrupted, and from where."""
 
 
 def overview() -> str:
@@ -121,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastv2v {name}: {_describe(error)}", file=sys.stderr)
         return COULD_NOT_RUN
     except KeyboardInterrupt:
-        hint = "; the same command goes on from the last checkpoint" if name in _RESUMABLE else ""
+        hint = f"; the same command goes on {_GOES_ON[name]}" if name in _GOES_ON else ""
         print(f"\nfastv2v {name}: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
 

@@ -197,11 +197,11 @@ def test_falling_short_is_status_1(failing, capsys):
     capsys.readouterr()
 
 
-def test_only_training_promises_to_go_on(failing, capsys):
+def test_what_can_go_on_promises_to(failing, capsys):
     for verb in COMMANDS:
         assert failing(verb, KeyboardInterrupt()) == 130
-        promised = "goes on from the last checkpoint" in one_sentence(capsys)
-        assert promised == (verb in ("demo", "search") or verb.startswith("train-"))
+        promised = "the same command goes on" in one_sentence(capsys)
+        assert promised == (verb in ("demo", "search", "precompute") or verb.startswith("train-"))
 
 
 def test_an_unknown_log_level_is_one_sentence(capsys, monkeypatch):

@@ -75,7 +75,7 @@ def command(root: Path, out: Path, *more: str) -> list[str]:
 
 def test_a_whole_comparison(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    more = ["--student", f"alone={root / 'wide'}", "--alone", "alone", "--gap", "2"]
+    more = ["--student", f"alone@3={root / 'wide'}", "--alone", "alone", "--gap", "2"]
     asked = ["--within-psnr", "50", "--max-cost", "0.5", "--within-miou", "100"]
     assert main(command(root, out, *more, *asked, "--beats", "psnr")) in (0, 1)
     said = capsys.readouterr().out
@@ -102,7 +102,10 @@ def test_a_whole_comparison(root: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert isinstance(student["teacher_vmaf"], float)
     assert rows["real video", "all"]["fd_efficientnet_lite0"] == pytest.approx(0, abs=1e-6)
     cost = {row["name"]: row for row in load_result(out / "cost.json").rows}
-    assert cost["distilled"]["keyframe_fraction"] == 3 / 5
+    assert (cost["distilled"]["gap"], cost["distilled"]["keyframe_fraction"]) == (2, 3 / 5)
+    # The other student names a gap of its own: keyframes 3 and the last.
+    assert (cost["alone"]["gap"], cost["alone"]["keyframe_fraction"]) == (3, 2 / 5)
+    assert rows["alone", "keyframes"]["num_frames"] == 2
     ratio = cost["teacher"]["gmacs_per_frame"] / cost["distilled"]["gmacs_per_frame"]
     assert cost["distilled"]["times_fewer_gmacs_per_frame"] == pytest.approx(ratio)
     judged = {row["name"]: row for row in document["verdicts"]}
@@ -196,6 +199,9 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
         ({"student": ("teacher=x",)}, "another row has this name"),
         ({"student": ("a=x,x",)}, "named twice"),
         ({"student": ("a",)}, "NAME=RUN"),
+        ({"student": ("a@0=x",)}, "NAME@GAP=RUN"),
+        ({"student": ("a@=x",)}, "NAME@GAP=RUN"),
+        ({"student": ("a@2=x", "a@4=y")}, "another row has this name"),
         ({"student": ("a=x,",)}, "NAME=RUN"),
         ({"student": ()}, "nothing is compared"),
         ({"criteria": Criteria(alone="b")}, "--alone names no student"),

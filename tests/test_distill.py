@@ -11,7 +11,15 @@ from torch.testing import assert_close
 from distill.spatial import SpatialConfig, SpatialTask
 from distill.teacher import LiveTeacher, Taught, check_pair, freeze, teacher_rollout
 from distill.temporal import TemporalConfig, TemporalTask
-from distill.terms import DistillWeights, composed_flow, distill_mask, motion_mask, temporal_distance
+from distill.terms import (
+    DistillWeights,
+    composed_flow,
+    contrast_distance,
+    distill_mask,
+    local_contrast,
+    motion_mask,
+    temporal_distance,
+)
 from fastv2v.contracts import FrameOutput, History, Task
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
@@ -248,6 +256,50 @@ class TestTerms:
         assert DistillWeights(kd_flow=2.0).active() == {"kd_reconstruction": 1.0, "kd_perceptual": 1.0, "kd_flow": 2.0}
         with pytest.raises(ConfigError, match="kd_flow is negative"):
             DistillWeights(kd_flow=-1.0)
+
+
+class TestContrast:
+    """Local contrast: how much texture there is, wherever exactly it lies."""
+
+    picture = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(1)) - 0.5
+
+    def test_brightness_and_position_do_not_count_and_strength_does(self):
+        stripes = (torch.arange(64) // 8 % 2).float().expand(1, 3, 48, 64)
+        assert contrast_distance(self.picture + 0.2, self.picture).item() == pytest.approx(0, abs=1e-3)
+        assert contrast_distance(1 - stripes, stripes).item() == pytest.approx(0, abs=1e-3)
+        assert contrast_distance(self.picture * 0.5, self.picture).item() == pytest.approx(0.5, abs=0.01)
+        assert contrast_distance(self.picture * 3, self.picture).item() == pytest.approx(2, abs=0.04)
+        assert contrast_distance(torch.zeros_like(self.picture), self.picture).item() == pytest.approx(1, abs=0.1)  # but for the least variance
+
+    def test_maps_are_standard_deviations_of_windows(self):
+        finest, half, quarter = local_contrast(self.picture)
+        window = self.picture[0, 1, 4:11, 10:17]
+        assert finest[0, 1, 2, 5].item() == pytest.approx((window.var(correction=0) + 1e-4).sqrt().item(), rel=1e-4)
+        assert [x.shape[-2:] for x in (finest, half, quarter)] == [(21, 29), (9, 13), (3, 5)]
+
+    def test_blurring_is_noticed_and_undone_by_its_gradient(self):
+        blurred = torch.nn.functional.avg_pool2d(self.picture, 3, 1, 1).requires_grad_()
+        before = contrast_distance(blurred, self.picture)
+        (slope,) = torch.autograd.grad(before, blurred)
+        after = contrast_distance(blurred - 0.02 * slope / slope.abs().max(), self.picture)
+        assert before > 0.3
+        assert after < before
+
+    def test_flat_and_tiny_pictures_have_finite_gradients(self):
+        flat = torch.zeros(1, 3, 16, 16, requires_grad=True)
+        (slope,) = torch.autograd.grad(contrast_distance(flat, torch.zeros(1, 3, 16, 16)), flat)
+        assert torch.isfinite(slope).all()
+        assert contrast_distance(torch.zeros(1, 3, 6, 6), torch.ones(1, 3, 6, 6)).item() == 0
+        assert len(local_contrast(torch.zeros(1, 3, 16, 16))) == 2
+
+    def test_students_are_taught_the_contrast_of_the_same_moments(self):
+        student, teacher = Clock(), Clock()
+        rows = torch.linspace(-1, 1, 16).view(1, 1, 16, 1)
+        for model, strength in ((student, 0.5), (teacher, 1.0)):
+            model.step = lambda c, h, step=model.step, k=strength: step(c * rows * k, h)
+        task = temporal_task(student, teacher, replace(NO_KD, kd_contrast=1.0), gap=2)
+        (terms,) = run_step(task, clock_clip(8, size=(16, 16)))
+        assert terms["kd_contrast"].item() == pytest.approx(0.5, abs=0.01)
 
 
 class TestAlignment:

@@ -62,7 +62,7 @@ RESULT: Final = "comparison.json"
 """Means and spreads of all groups; marks a folder as a comparison."""
 JUDGE: Final = "judge.safetensors"
 _Criteria = Annotated[Criteria, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]  # options without a prefix
-COST_COLUMNS: Final = costs.COLUMNS | {
+COST_COLUMNS: Final = {"name": costs.COLUMNS["name"], "gap": "gap"} | costs.COLUMNS | {
     "times_fewer_gmacs_per_frame": "x fewer",
     "times_fewer_output_position_gmacs_per_frame": "x fewer (output positions)",
 }
@@ -76,15 +76,16 @@ class Compare:
     teacher: Path
     """Run or checkpoint of the teacher. It synthesises every frame, its norms going by each frame's own statistics."""
     student: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """NAME=RUN[,RUN...]: one group of students, its runs differing in their seed only. Repeat the option for further
-    groups. Students synthesise keyframes, with running statistics as they are deployed."""
+    """NAME=RUN[,RUN...]: one group of students, its runs differing in their seed only; NAME@GAP=RUN[,RUN...] for
+    keyframes of its own distance. Repeat the option for further groups. Students synthesise keyframes, with running
+    statistics as they are deployed."""
     data: Path
     """Data set folder; its held-out part is used."""
     out: Path
     """Folder for results, videos and pictures. An earlier comparison there is replaced as a whole, once this one is
     complete; any other folder that is not empty is refused."""
     gap: int = 4
-    """Distance between two keyframes of the students; frames between them are interpolated."""
+    """Distance between two keyframes of students that name none; frames between them are interpolated."""
     given_frames: int = 1
     """Real frames that every rollout starts from; they are not scored."""
     max_frames: int | None = None
@@ -135,7 +136,7 @@ class Compare:
         if self.fvd_frames < MIN_CLIP_FRAMES:
             raise ConfigError(f"fvd_frames must be at least {MIN_CLIP_FRAMES}, got {self.fvd_frames}")
         check_windows(self.drift_early, self.drift_late)
-        groups = parse_groups(self.student)
+        groups = parse_groups(self.student, self.gap)
         for option, name in (("subject", self.criteria.subject), ("alone", self.criteria.alone)):
             if name is not None and name not in groups:
                 raise ConfigError(f"--{option} names no student: there are {', '.join(groups)}, got {name}")
@@ -293,9 +294,11 @@ def _cost_rows(contest: Contest) -> list[Row]:
     """Multiply-adds of teacher and groups, and how many times fewer a group needs."""
     rows: list[Row] = []
     for group, (first, *_) in contest.groups.items():
-        fraction = 1.0 if first.is_teacher else contest.keyframe_fraction
+        fraction = contest.keyframe_fraction(first.gap)
         generator, channels = first.trained.generator, contest.folder.spec.channels
-        row = step_cost(generator, channels, contest.size, keyframe_fraction=fraction).row(group)
+        row = {"name": group, "gap": first.gap} | step_cost(
+            generator, channels, contest.size, keyframe_fraction=fraction
+        ).row(group)
         for key in ("gmacs_per_frame", "output_position_gmacs_per_frame"):
             row[f"times_fewer_{key}"] = _number((rows[0] if rows else row)[key]) / _number(row[key])
         rows.append(row)
@@ -337,9 +340,8 @@ def run_compare(args: Compare) -> Outcome:
     cv2.setNumThreads(torch.get_num_threads())
     contest = open_contest(
         args.teacher,
-        parse_groups(args.student),
+        parse_groups(args.student, args.gap),
         args.data,
-        gap=args.gap,
         given_frames=args.given_frames,
         max_frames=args.max_frames,
         device=open_device(args.device),
@@ -455,7 +457,7 @@ def main(argv: list[str]) -> int:
 
 def _warn_single_runs(args: Compare) -> None:
     """Say that a group that is to be beaten, or to beat, has no spread."""
-    groups, alone = parse_groups(args.student), args.criteria.alone
+    groups, alone = parse_groups(args.student, args.gap), args.criteria.alone
     subject = args.criteria.subject or next(iter(groups))
-    if alone is not None and (single := [name for name in (subject, alone) if len(groups[name]) == 1]):
+    if alone is not None and (single := [name for name in (subject, alone) if len(groups[name].runs) == 1]):
         _LOG.warning("%s: one run has no spread over seeds; give at least three", ", ".join(single))

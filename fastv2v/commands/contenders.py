@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from benchmarks.comparison import Delivered, deliver
 from fastv2v.architecture import Trained, load_trained
@@ -22,27 +22,45 @@ from interpolate.keyframes import uniform_keyframes
 
 TEACHER: Final = "teacher"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+-]*)(?:@([1-9][0-9]{0,3}))?")
 _TAKEN: Final = (TEACHER, "real")
 
 
-def parse_groups(words: Sequence[str]) -> dict[str, tuple[Path, ...]]:
-    """Groups of runs from ``NAME=RUN[,RUN...]``.
+class Group(NamedTuple):
+    """Runs that are the same student but for their seed."""
+
+    runs: tuple[Path, ...]
+    """Runs or checkpoints."""
+    gap: int
+    """Distance of its keyframes."""
+
+
+def parse_groups(words: Sequence[str], gap: int) -> dict[str, Group]:
+    """Groups of runs from ``NAME[@GAP]=RUN[,RUN...]``.
+
+    Args:
+        words: one for each group.
+        gap: of groups that name none.
 
     Raises:
         ConfigError: if a word has another form, a name is taken, a run is named twice, or there is no group.
     """
-    groups: dict[str, tuple[Path, ...]] = {}
+    groups: dict[str, Group] = {}
     for word in words:
-        name, _, runs = word.partition("=")
+        left, _, runs = word.partition("=")
         paths = tuple(Path(run) for run in runs.split(","))
-        if not _NAME.fullmatch(name) or not all(runs.split(",")):
-            raise ConfigError(f"--student is NAME=RUN[,RUN...], a name of letters, digits and . _ + -, got {word!r}")
+        match = _NAME.fullmatch(left)
+        if match is None or not all(runs.split(",")):
+            raise ConfigError(
+                "--student is NAME=RUN[,RUN...] or NAME@GAP=RUN[,RUN...], a name of letters, digits and . _ + -, a gap "
+                f"of 1 to 9999, got {word!r}"
+            )
+        name = match[1]
         if name in groups or name in _TAKEN:
             raise ConfigError(f"--student {name}: another row has this name; choose one for each group of runs")
         if len(set(paths)) != len(paths):
             raise ConfigError(f"--student {name}: a run is named twice; a spread needs runs of different seeds")
-        groups[name] = paths
+        groups[name] = Group(paths, int(match[2] or gap))
     if not groups:
         raise ConfigError("nothing is compared; name students with --student NAME=RUN[,RUN...]")
     return groups
@@ -60,10 +78,12 @@ class Contender:
     """As it was named."""
     trained: Trained
     """The network, on the device."""
+    gap: int
+    """Distance of its keyframes; 1 for the teacher, which synthesises every frame."""
 
     @property
     def is_teacher(self) -> bool:
-        """Whether it synthesises every frame."""
+        """Whether it is what students are compared with."""
         return self.group == TEACHER
 
 
@@ -77,8 +97,6 @@ class Contest:
     """Held-out part of the data set."""
     lengths: tuple[int, ...]
     """Frames taken of each sequence."""
-    gap: int
-    """Distance of the students' keyframes."""
     given_frames: int
     """Real frames that every rollout starts from."""
     device: Device
@@ -102,11 +120,10 @@ class Contest:
         """Frames that each contender delivers."""
         return sum(count - self.given_frames for count in self.lengths)
 
-    @property
-    def keyframe_fraction(self) -> float:
-        """Synthesised frames of a student among its delivered ones."""
+    def keyframe_fraction(self, gap: int) -> float:
+        """Synthesised frames among the delivered ones with keyframes that far apart."""
         first = self.given_frames - 1
-        made = sum(len(uniform_keyframes(count - first, self.gap)) - 1 for count in self.lengths)
+        made = sum(len(uniform_keyframes(count - first, gap)) - 1 for count in self.lengths)
         return made / self.num_frames
 
     @property
@@ -126,7 +143,7 @@ class Contest:
                 generator,
                 self.folder.spec,
                 clip,
-                gap=1 if contender.is_teacher else self.gap,
+                gap=contender.gap,
                 given_frames=self.given_frames,
                 device=self.device,
             )
@@ -134,10 +151,9 @@ class Contest:
 
 def open_contest(
     teacher: Path,
-    students: Mapping[str, Sequence[Path]],
+    students: Mapping[str, Group],
     data: Path,
     *,
-    gap: int,
     given_frames: int,
     max_frames: int | None,
     device: Device,
@@ -146,9 +162,8 @@ def open_contest(
 
     Args:
         teacher: run or checkpoint.
-        students: runs of each group.
+        students: runs of each group, and how far apart its keyframes are.
         data: data set folder.
-        gap: distance of the students' keyframes.
         given_frames: real frames that every rollout starts from.
         max_frames: at most this many frames of each sequence; all by default.
         device: where the networks go.
@@ -161,26 +176,27 @@ def open_contest(
             networks, or a sequence is shorter than the gap.
         CheckpointError: if a run cannot be loaded.
     """
-    contenders = [Contender(TEACHER, TEACHER, teacher, load_trained(teacher))]
+    contenders = [Contender(TEACHER, TEACHER, teacher, load_trained(teacher), 1)]
     check_stage(contenders[0].trained, ("teacher",), "the teacher of a comparison", "a run of train-teacher")
-    for group, runs in students.items():
+    for group, (runs, gap) in students.items():
         for number, run in enumerate(runs, start=1):
             name = group if len(runs) == 1 else f"{group}/{number}"
-            contenders.append(Contender(name, group, run, load_trained(run)))
+            contenders.append(Contender(name, group, run, load_trained(run), gap))
     folder = open_folder(data_of(contenders[0].trained.architecture, data, "test"))
     lengths = tuple(min(count, max_frames or count) for count in folder.lengths)
-    contest = Contest(tuple(contenders), folder, lengths, gap, given_frames, device)
+    contest = Contest(tuple(contenders), folder, lengths, given_frames, device)
     for contender in contenders:
         _check(contender, contest, data)
         contender.trained.generator.to(device.device)
     for group, members in contest.groups.items():
         if any(m.trained.architecture.generator != members[0].trained.architecture.generator for m in members):
             raise ConfigError(f"--student {group}: its runs are different networks; give each network its own name")
+    gap = max(group.gap for group in students.values())
     for sequence, count in zip(folder.sequences, lengths, strict=True):
         if count < given_frames + gap:
             raise ConfigError(
                 f"sequence '{sequence.name}' has {count} frames, and a gap of {gap} after {given_frames} given needs "
-                f"{given_frames + gap}; lower --gap or take longer sequences"
+                f"{given_frames + gap}; lower the gap or take longer sequences"
             )
     return contest
 

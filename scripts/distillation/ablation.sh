@@ -3,12 +3,13 @@
 #
 #     bash scripts/distillation/ablation.sh DATA [RUNS] [options of the data, for every stage]
 #
-# The teacher gets TEACHER_MINUTES (10), every student MINUTES (6), a quarter for the spatial stage; STUDENT (micro), SEEDS ("0 1 2"),
-# JOBS (1) and GAP (4) as in quality.sh, whose teacher is used where RUNS has one. Runs go on where they were stopped.
+# The teacher gets TEACHER_MINUTES (10), every student MINUTES (6), a quarter for the spatial stage; STUDENT (micro@3),
+# SEEDS ("0 1 2") and JOBS (1) as in quality.sh, whose teacher is used where RUNS has one. Runs go on where they were
+# stopped.
 
 source "$(dirname "$0")/../story.sh"
 source scripts/distillation/students.sh
-minutes="${MINUTES:-6}" preset="${STUDENT:-micro}"
+minutes="${MINUTES:-6}" student="${STUDENT:-micro@3}"
 
 teacher "${TEACHER_MINUTES:-10}" "$@"
 groups=()
@@ -19,11 +20,11 @@ row() {
     shift
     for seed in $seeds; do
         until_fewer_than "$jobs"
-        student "ablation/$name-$seed" "$preset" "$seed" "$minutes" "$@" &
+        student "ablation/$name-$seed" "$student" "$seed" "$minutes" "$@" &
         started+=("$!")
         members+=("$runs/ablation/$name-$seed/temporal")
     done
-    groups+=(--student "$name=$(IFS=,; echo "${members[*]}")")
+    groups+=(--student "$name@${student#*@}=$(IFS=,; echo "${members[*]}")")
     spatial_only=() temporal_only=()
 }
 weight=--recipe.task.weights.kd
@@ -32,6 +33,8 @@ cached=("${live[@]}" --taught "$runs/taught")
 
 row whole "${cached[@]}" "$@"
 row alone "$@"
+temporal_only=($weight-contrast 0)
+row without-contrast "${cached[@]}" "$@"
 row without-perceptual "${cached[@]}" $weight-perceptual 0 "$@"
 temporal_only=($weight-temporal 0.5)
 row with-temporal "${cached[@]}" "$@"
@@ -45,4 +48,4 @@ row without-worn-starts "${cached[@]}" --recipe.task.rollout.start-from-worn 0 "
 until_fewer_than 1
 
 run fastv2v compare --teacher "$runs/teacher" "${groups[@]}" --data "$data" --out "$runs/ablation/comparison" \
-    --gap "$gap" --judge "$runs/judge.safetensors"
+    --judge "$runs/judge.safetensors"
