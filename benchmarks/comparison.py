@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -92,8 +93,8 @@ def deliver(
     """Roll a model out from the first real frames of a clip, as ``export.stream`` does with the exported graph.
 
     The last given frame is the first keyframe; every ``gap``-th frame after it is synthesised, and the last one of the
-    clip; the others are filled in by motion compensation (DIS, grade ``fast``). A history that reaches further back is
-    made of given frames in steps of the gap, the oldest repeated.
+    clip; the others are filled in by motion compensation (DIS, grade ``fast``, guided by label maps). A history that
+    reaches further back is made of given frames in steps of the gap, the oldest repeated.
 
     Args:
         model: in evaluation mode, on the device.
@@ -124,11 +125,18 @@ def deliver(
     history = start_history(conditions(*past), clip.frames[:, past].to(device.device), model.history_length)
     filler = StreamFiller(DISInterpolator(MotionConfig(grade="fast")))
     filler.push(first, _picture(clip.frames[:, first]))
-    for keyframe in uniform_keyframes(clip.num_frames - first, gap)[1:]:
+    for before, keyframe in pairwise(first + k for k in uniform_keyframes(clip.num_frames - first, gap)):
         with device.autocast():
-            output, history = model.step(conditions(first + keyframe)[:, 0], history)
-        for index, frame in filler.push(first + keyframe, _picture(output.frame)):
-            yield Delivered(frame, index == first + keyframe)
+            output, history = model.step(conditions(keyframe)[:, 0], history)
+        for index, frame in filler.push(keyframe, _picture(output.frame), _classes(clip, before, keyframe)):
+            yield Delivered(frame, index == keyframe)
+
+
+def _classes(clip: Clip, first: int, last: int) -> list[NDArray[np.integer[Any]]] | None:
+    """Label maps (H, W) of these frames, both included; None where the clip has none."""
+    if clip.labels is None:
+        return None
+    return [labels.cpu().numpy() for labels in clip.labels[0, first : last + 1]]
 
 
 def _picture(frame: Tensor) -> Frame:

@@ -28,6 +28,7 @@ from interpolate.minterpolate import MinterpolateInterpolator
 from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
 
 Frame = NDArray[np.uint8]
+Labels = NDArray[np.integer]
 Row = dict[str, Any]
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
@@ -43,8 +44,10 @@ class PlainDIS:
     def __init__(self) -> None:
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
-    def between(self, first: Frame, second: Frame, times: Sequence[float]) -> list[Frame]:
-        """Frames at ``times``; see ``Interpolator.between``."""
+    def between(
+        self, first: Frame, second: Frame, times: Sequence[float], labels: Sequence[Labels] | None = None
+    ) -> list[Frame]:
+        """Frames at ``times``; see ``Interpolator.between``. Labels are not looked at."""
         greys = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (first, second)]
         forward, backward = self._flow.calc(greys[0], greys[1], None), self._flow.calc(greys[1], greys[0], None)
         x, y = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (first.shape[1], first.shape[0])))
@@ -68,6 +71,36 @@ METHODS: dict[str, Callable[[int], Interpolator | SequenceInterpolator]] = {
     "dis-medium": lambda threads: DISInterpolator(MotionConfig(grade="medium")),
 }
 """Every method by name, built for a number of threads. OpenCV's own threads are set by the benchmark."""
+GUIDED = "dis-fast, labels"
+"""``dis-fast`` that is also given the label maps of all frames; measured where there are any."""
+
+
+def load_labels(folder: Path, size: tuple[int, int], limit: int | None = None) -> list[Labels]:
+    """Read label maps and resize them to the nearest pixel.
+
+    Args:
+        folder: pictures of class ids, sorted by name.
+        size: (height, width).
+        limit: read no more than this many.
+
+    Returns:
+        (H, W) class ids.
+
+    Raises:
+        DataError: if there is no folder, it holds no pictures, or one has several channels.
+        MediaError: if a picture cannot be decoded.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; give the label maps of the sequence")
+    maps = []
+    for path in _pictures(folder)[:limit]:
+        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if label is None:
+            raise MediaError(f"{path} cannot be decoded as a picture")
+        if label.ndim != 2:
+            raise DataError(f"{path} has {label.shape[2]} channels; a label map has one, of class ids")
+        maps.append(cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
+    return maps
 
 
 def load_frames(source: Path, size: tuple[int, int], limit: int | None = None) -> list[Frame]:
@@ -96,11 +129,15 @@ def load_frames(source: Path, size: tuple[int, int], limit: int | None = None) -
     return frames
 
 
-def _read_folder(folder: Path) -> Iterator[Frame]:
+def _pictures(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not paths:
         raise DataError(f"{folder} holds no pictures; give the folder of one sequence")
-    for path in paths:
+    return paths
+
+
+def _read_folder(folder: Path) -> Iterator[Frame]:
+    for path in _pictures(folder):
         frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if frame is None:
             raise MediaError(f"{path} cannot be decoded as a picture")
@@ -133,6 +170,7 @@ def interpolation_benchmark(
     repeats: int = 3,
     *,
     threads: int = 2,
+    labels: Sequence[Labels] | None = None,
 ) -> list[Row]:
     """Give every ``gap``-th frame, fill in the others, compare.
 
@@ -142,6 +180,7 @@ def interpolation_benchmark(
         methods: names from ``METHODS``.
         repeats: timed runs of each method.
         threads: threads for OpenCV and ffmpeg.
+        labels: class ids (H, W) of every frame; adds the method ``GUIDED``.
 
     Returns:
         One row for each method: ``method``, ``psnr_db`` (mean over the interpolated frames), ``psnr_min_db``,
@@ -150,7 +189,7 @@ def interpolation_benchmark(
         ``threads``, ``repeats``, ``num_interpolated``, ``gap``, ``height``, ``width``.
 
     Raises:
-        ConfigError: if a method is unknown, or there are not enough frames for one gap.
+        ConfigError: if a method is unknown, there are not enough frames for one gap, or labels are not one for each.
     """
     if unknown := [name for name in methods if name not in METHODS]:
         raise ConfigError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
@@ -158,19 +197,26 @@ def interpolation_benchmark(
         raise ConfigError(f"gap must be at least 2, repeats and threads at least 1; got {gap}, {repeats}, {threads}")
     if len(frames) <= gap:
         raise ConfigError(f"a gap of {gap} needs at least {gap + 1} frames, got {len(frames)}")
+    if labels is not None and len(labels) != len(frames):
+        raise ConfigError(f"{len(labels)} label maps came for {len(frames)} frames; give one for each")
     frames = frames[: (len(frames) - 1) // gap * gap + 1]
     indices = uniform_keyframes(len(frames), gap)
     interpolators = {name: METHODS[name](threads) for name in methods}
+    if labels is not None:
+        interpolators[GUIDED] = METHODS["dis-fast"](threads)
+        labels = labels[: len(frames)]
+    methods = tuple(interpolators)
     num_interpolated = len(frames) - len(indices)
     filled: dict[str, list[Frame]] = {}
     times_ms: dict[str, list[float]] = {name: [] for name in methods}
+    known = {GUIDED: labels}
     previous_threads = cv2.getNumThreads()
     cv2.setNumThreads(threads)
     try:
         for repeat in range(repeats + 1):
             for name, interpolator in interpolators.items():
                 start = time.perf_counter()
-                filled[name] = fill([frames[i] for i in indices], indices, len(frames), interpolator)
+                filled[name] = fill([frames[i] for i in indices], indices, len(frames), interpolator, known.get(name))
                 if repeat:  # the first turn warms up
                     times_ms[name].append((time.perf_counter() - start) * 1000 / num_interpolated)
     finally:
@@ -202,12 +248,12 @@ def interpolation_benchmark(
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as a table for people."""
-    lines = [f"{'method':<14} {'PSNR dB':>8} {'worst':>7} {'ms/frame':>9} {'(min .. max)':>16} {'x faster':>9}"]
+    lines = [f"{'method':<16} {'PSNR dB':>8} {'worst':>7} {'ms/frame':>9} {'(min .. max)':>16} {'x faster':>9}"]
     for row in rows:
         spread = f"{row['ms_min']:.2f} .. {row['ms_max']:.2f}"
         speedup = "-" if row["speedup"] is None else f"{row['speedup']:.1f}"
         lines.append(
-            f"{row['method']:<14} {row['psnr_db']:>8.2f} {row['psnr_min_db']:>7.2f} {row['ms_per_frame']:>9.2f} "
+            f"{row['method']:<16} {row['psnr_db']:>8.2f} {row['psnr_min_db']:>7.2f} {row['ms_per_frame']:>9.2f} "
             f"{spread:>16} {speedup:>9}"
         )
     return "\n".join(lines)
@@ -216,6 +262,7 @@ def format_table(rows: Sequence[Row]) -> str:
 def main(
     frames: Annotated[Path, tyro.conf.Positional],
     *,
+    labels: Path | None = None,
     gap: int = 4,
     size: tuple[int, int] = (256, 512),
     threads: int = 2,
@@ -228,6 +275,7 @@ def main(
 
     Args:
         frames: folder of pictures of one sequence, or a video file.
+        labels: folder of the label map of every frame; then they also guide one of the methods.
         gap: distance of the given frames.
         size: height and width to reduce the frames to (INTER_AREA).
         threads: threads for OpenCV and ffmpeg.
@@ -242,7 +290,8 @@ def main(
         ConfigError: if a setting is out of range.
     """
     material = load_frames(frames, size, limit)
-    rows = interpolation_benchmark(material, gap, methods, repeats, threads=threads)
+    known = None if labels is None else load_labels(labels, size, limit)
+    rows = interpolation_benchmark(material, gap, methods, repeats, threads=threads, labels=known)
     print(f"{frames.name}: {len(material)} frames at {size[1]}x{size[0]}, 1 in {gap} given, {threads} threads")
     print(format_table(rows))
     line = json_format.dumps({"suite": "interpolation", "source": frames.name, "rows": rows})

@@ -196,10 +196,11 @@ class Stream:
             result.exception()  # the worker still writes the old history until it is done
         self._pending.clear()
         self._seed = seed
-        self._selector = KeyframeSelector(self._keyframes)
+        self._selector = KeyframeSelector(self._keyframes, self.manifest.fps)
         self._filler = StreamFiller(self._interpolator)
         self._history: ArrayHistory | None = None
         self._waiting: dict[int, ConditionMap] = {}
+        self._classes: dict[int, NDArray[np.integer]] = {}
         self._pushed = 0
         self._failure: StreamError | None = None
         self._finished = False
@@ -225,6 +226,8 @@ class Stream:
             raise StreamError("this stream has ended; restart it before pushing more")
         taken = _checked_condition(condition, self.manifest.condition, self.manifest.size, f"frame {self._pushed}")
         self._waiting[self._pushed] = taken
+        if taken.labels is not None:
+            self._classes[self._pushed] = taken.labels
         self._pushed += 1
         frames = self._request(self._selector.push(_plane(taken)))
         frames += self._fill(self._collect(most_left=1, block=False))
@@ -330,10 +333,16 @@ class Stream:
         frames: list[DeliveredFrame] = []
         for index, keyframe in keyframes:
             start = time.perf_counter()
-            filled = self._filler.push(index, keyframe)
+            filled = self._filler.push(index, keyframe, self._classes_up_to(index))
             self._count(fill_s=time.perf_counter() - start)
             frames += self._deliver(filled, keyframe=index)
         return frames
+
+    def _classes_up_to(self, keyframe: int) -> list[NDArray[np.integer]] | None:
+        """Label maps from the keyframe before to this one, where the condition has any; older ones are let go."""
+        known = [self._classes[i] for i in sorted(self._classes) if i <= keyframe]
+        self._classes = {i: labels for i, labels in self._classes.items() if i >= keyframe}
+        return known or None
 
     def _deliver(self, filled: Iterable[tuple[int, NDArray[np.uint8]]], keyframe: int | None) -> list[DeliveredFrame]:
         # A keyframe is copied: the filler still needs its own when the caller already draws on this one.

@@ -12,18 +12,23 @@ from numpy.typing import NDArray
 from fastv2v.errors import ConfigError, ShapeError
 
 Frame = NDArray[np.uint8]
+Labels = NDArray[np.integer]
 
 
 class Interpolator(Protocol):
     """Makes the frames between two keyframes."""
 
-    def between(self, first: Frame, second: Frame, times: Sequence[float]) -> list[Frame]:
+    def between(
+        self, first: Frame, second: Frame, times: Sequence[float], labels: Sequence[Labels] | None = None
+    ) -> list[Frame]:
         """Frames at ``times``.
 
         Args:
             first: keyframe at time 0, (H, W, 3) uint8 RGB.
             second: keyframe at time 1, same size.
             times: strictly between 0 and 1.
+            labels: where they are known, class ids (H, W) of the first keyframe, of each wanted frame, and of the
+                second keyframe.
 
         Returns:
             One (H, W, 3) uint8 frame for each time, in the same order.
@@ -85,6 +90,7 @@ def fill(
     indices: Sequence[int],
     total: int,
     interpolator: Interpolator | SequenceInterpolator,
+    labels: Sequence[Labels] | None = None,
 ) -> list[Frame]:
     """Every frame of a sequence from its keyframes.
 
@@ -93,6 +99,7 @@ def fill(
         indices: position of each keyframe, strictly increasing, in [0, total).
         total: number of frames wanted.
         interpolator: makes the frames inside the gaps.
+        labels: class ids (H, W) of every frame, where they are known; methods that cannot use them do without.
 
     Returns:
         Exactly ``total`` frames. Those at ``indices`` are the given arrays themselves; inside a gap of L frames the
@@ -101,14 +108,20 @@ def fill(
 
     Raises:
         ConfigError: if the indices are unsorted, repeated, out of range or not as many as the keyframes.
-        ShapeError: if the keyframes differ in size or are not (H, W, 3) uint8.
+        ShapeError: if the keyframes differ in size or are not (H, W, 3) uint8, or labels are not one for each frame.
     """
     check_keyframes(keyframes, indices, total)
+    if labels is not None and len(labels) != total:
+        raise ShapeError(f"{len(labels)} label maps came for {total} frames; give one for each")
     if isinstance(interpolator, SequenceInterpolator):
         return interpolator.fill_sequence(keyframes, indices, total)
     filler = StreamFiller(interpolator)
-    due = [item for index, keyframe in zip(indices, keyframes, strict=True) for item in filler.push(index, keyframe)]
-    return [frame for _, frame in due + filler.finish(total)]
+    frames, before = [], indices[0]
+    for index, keyframe in zip(indices, keyframes, strict=True):
+        known = None if labels is None else labels[before : index + 1]
+        frames += [frame for _, frame in filler.push(index, keyframe, known)]
+        before = index
+    return frames + [frame for _, frame in filler.finish(total)]
 
 
 class StreamFiller:
@@ -125,12 +138,14 @@ class StreamFiller:
         self._latest: tuple[int, Frame] | None = None
         self._is_finished = False
 
-    def push(self, index: int, keyframe: Frame) -> list[tuple[int, Frame]]:
+    def push(self, index: int, keyframe: Frame, labels: Sequence[Labels] | None = None) -> list[tuple[int, Frame]]:
         """Take the next keyframe.
 
         Args:
             index: its position in the sequence, above the previous one.
             keyframe: (H, W, 3) uint8. Held until the next push, so do not write to it.
+            labels: class ids (H, W) of the previous keyframe, of every frame since and of this one, where they are
+                known; not looked at for the first keyframe.
 
         Returns:
             The frames now due with their positions, in order: those since the previous keyframe, then this one. For
@@ -138,7 +153,8 @@ class StreamFiller:
 
         Raises:
             ConfigError: if ``index`` is negative or not above the previous one, or the stream was finished.
-            ShapeError: if the keyframe is not (H, W, 3) uint8 or differs in size from the previous one.
+            ShapeError: if the keyframe is not (H, W, 3) uint8 or differs in size from the previous one, or labels do
+                not belong to it.
         """
         if self._is_finished:
             raise ConfigError(f"keyframe {index} came after finish; start a new StreamFiller for a new sequence")
@@ -151,13 +167,13 @@ class StreamFiller:
             before, previous = self._latest
             _check_order(before, index)
             _check_frame(index, keyframe, previous)
-            frames = self._between(previous, keyframe, gap_times(index - before))
+            frames = self._between(previous, keyframe, gap_times(index - before), labels)
             due = list(enumerate(frames, start=before + 1))
         self._latest = index, keyframe
         return [*due, (index, keyframe)]
 
-    def _between(self, first: Frame, second: Frame, times: list[float]) -> list[Frame]:
-        return self._interpolator.between(first, second, times) if times else []
+    def _between(self, first: Frame, second: Frame, times: list[float], labels: Sequence[Labels] | None) -> list[Frame]:
+        return self._interpolator.between(first, second, times, labels) if times else []
 
     def finish(self, total: int) -> list[tuple[int, Frame]]:
         """Frames after the last keyframe, which is held.

@@ -1,12 +1,13 @@
-"""Which frames the student synthesises: every g-th, or where the condition changes most."""
+"""Which frames the student synthesises: every g-th, where the condition changes most, or what a budget allows."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -14,23 +15,43 @@ from numpy.typing import NDArray
 
 from fastv2v.errors import ConfigError, ShapeError
 
+Policy = Literal["uniform", "adaptive", "causal", "budgeted"]
+"""Ways to choose keyframes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KeyframeConfig:
     """How keyframes are chosen. The first and the last frame always are."""
 
-    policy: Literal["uniform", "adaptive"] = "uniform"
-    """``uniform``: every ``gap`` frames. ``adaptive``: where the condition changes most, never further apart."""
+    policy: Policy = "uniform"
+    """``uniform``: every ``gap`` frames. ``adaptive``: where the condition changes most, which is known a few frames
+    later. ``causal``: as soon as the condition has changed enough since the last keyframe, known at once.
+    ``budgeted``: likewise, with never more than ``per_second`` keyframes in any second."""
     gap: int = 4
-    """Largest distance between two keyframes, in frames."""
+    """Largest distance between two keyframes, in frames, whatever the policy."""
     min_gap: int = 1
     """Smallest distance (``adaptive`` only); at most (gap + 1) / 2, so that any longer stretch can be split."""
     window: int = 5
     """Length of the Hann window that smooths the change (``adaptive`` only): 1 (none) or odd; 3 smooths nothing."""
+    every: float | None = None
+    """Distance of keyframes that is aimed at on average (``causal`` only), in frames, at least 1; three quarters of
+    ``gap`` by default."""
+    per_second: int | None = None
+    """Most keyframes within any second (``budgeted`` only)."""
 
     def __post_init__(self) -> None:
-        if self.policy not in ("uniform", "adaptive"):
-            raise ConfigError(f"keyframe policy {self.policy!r} is unknown; choose uniform or adaptive")
+        if self.policy not in get_args(Policy):
+            raise ConfigError(f"keyframe policy {self.policy!r} is unknown; choose {', '.join(get_args(Policy))}")
+        if self.every is not None and (self.policy != "causal" or not 1 <= self.every <= self.gap):
+            raise ConfigError(
+                f"every ({self.every}) is the mean distance that the policy causal aims at, from 1 to the gap of "
+                f"{self.gap}; leave it out elsewhere"
+            )
+        has_budget = self.per_second is not None
+        if has_budget != (self.policy == "budgeted") or (self.per_second is not None and self.per_second < 1):
+            raise ConfigError(
+                f"per_second ({self.per_second}) is the budget of the policy budgeted, at least 1; give both or neither"
+            )
         if self.gap < 1:
             raise ConfigError(f"gap must be at least 1, got {self.gap}")
         _check_min_gap(self.min_gap, self.gap)
@@ -40,6 +61,18 @@ class KeyframeConfig:
                 f"a window of {self.window} looks {_look_ahead(self.window)} frames ahead, more than the gap of "
                 f"{self.gap}; shorten the window or widen the gap"
             )
+
+    def mean_gap(self, fps: float) -> float:
+        """Distance of keyframes that is to be expected, in frames; the largest where the condition decides alone.
+
+        Args:
+            fps: frames a second.
+        """
+        if self.per_second is not None:
+            return max(1.0, fps / self.per_second)
+        if self.policy == "causal":
+            return self.every or max(1.0, 0.75 * self.gap)
+        return float(self.gap)
 
 
 def _check_min_gap(min_gap: int, max_gap: int) -> None:
@@ -230,30 +263,107 @@ def _split(start: int, stop: int, max_gap: int) -> list[int]:
     return [start + (stop - start) * k // parts for k in range(1, parts + 1)]
 
 
-def select_keyframes(config: KeyframeConfig, conditions: Sequence[NDArray]) -> list[int]:
+def select_keyframes(config: KeyframeConfig, conditions: Sequence[NDArray], fps: float | None = None) -> list[int]:
     """Keyframes of a whole sequence.
 
     Args:
         config: the policy.
         conditions: one for each frame; see ``condition_change`` for what they may be. Only counted if uniform.
+        fps: frames a second, which ``budgeted`` needs.
 
     Returns:
         Increasing frame indices, the first and the last frame among them.
 
     Raises:
-        ConfigError: if there is no frame.
+        ConfigError: if there is no frame, or gap and budget contradict each other at this rate.
         ShapeError: if conditions differ in size or are of no known kind.
     """
     if config.policy == "uniform" or not conditions:
         return uniform_keyframes(len(conditions), config.gap)
+    if config.policy != "adaptive":
+        selector = KeyframeSelector(config, fps)
+        return [index for condition in conditions for index in selector.push(condition)] + selector.finish()
     change = [condition_change(a, b) for a, b in pairwise(conditions)]
     return adaptive_keyframes(change, max_gap=config.gap, min_gap=config.min_gap, window=config.window)
+
+
+class _Pace:
+    """When the condition has changed enough since the last keyframe: as much as it does in ``every`` frames on average.
+
+    The average is over the past, so that nothing of the future is needed: of all changes at first, then of about
+    ``_PACE_MEMORY`` times ``every`` frames.
+
+    Args:
+        every: distance of keyframes that is aimed at, in frames.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._since = self._mean = 0.0
+        self._count = 0
+
+    def add(self, change: float) -> None:
+        """Take the change from the frame before to this one."""
+        self._since += change
+        self._count += 1
+        self._mean += (change - self._mean) / min(self._count, _PACE_MEMORY * self._every)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether this frame should be a keyframe."""
+        return self._since > 0 and self._since >= self._mean * self._every
+
+    def begin(self) -> None:
+        """Count anew from a keyframe."""
+        self._since = 0.0
+
+
+_PACE_MEMORY = 16
+
+
+class _Allowance:
+    """Keeps keyframes within a budget without ever having to exceed the largest gap later.
+
+    A keyframe is allowed if it and all that would follow it at the largest gap stay within the budget. So one that the
+    gap demands is always allowed: the one before was admitted with it in mind.
+
+    Args:
+        per_second: most keyframes in any second.
+        fps: frames a second.
+        gap: largest distance of keyframes.
+
+    Raises:
+        ConfigError: if keyframes at the largest gap exceed the budget already.
+    """
+
+    def __init__(self, per_second: int, fps: float, gap: int) -> None:
+        if per_second * gap < fps:
+            raise ConfigError(
+                f"{per_second} keyframes a second are fewer than a gap of {gap} needs at {fps:g} frames/s; allow "
+                f"{math.ceil(fps / gap)} or widen the gap to {math.ceil(fps / per_second)}"
+            )
+        self._fps, self._gap = fps, gap
+        self._latest: deque[int] = deque(maxlen=per_second)
+
+    def allows(self, index: int) -> bool:
+        """Whether frame ``index`` may be a keyframe."""
+        # In a budget of k, a keyframe and the k-th before it lie at least a second apart. The j-th after this one is
+        # due at index + j gap, and the k-th before that is our (k-j)-th newest.
+        newest = reversed(self._latest)
+        k = self._latest.maxlen or 0
+        return all(index + (k - back) * self._gap - past >= self._fps for back, past in enumerate(newest, start=1))
+
+    def take(self, index: int) -> None:
+        """Count a keyframe."""
+        self._latest.append(index)
 
 
 class KeyframeSelector:
     """Keyframes of a stream, decided as conditions arrive.
 
-    ``uniform`` decides at once and exactly as ``uniform_keyframes``. ``adaptive`` knows whether frame i is a peak
+    ``uniform`` decides at once and exactly as ``uniform_keyframes``; so do ``causal`` and ``budgeted``, which compare
+    what has changed since the last keyframe with what changes on average. The last frame of a sequence is a keyframe
+    even where that exceeds the budget by one. ``adaptive`` knows whether frame i is a peak
     when frame i + (window - 1) / 2 has come (one frame later without smoothing), never more than ``gap`` frames on.
     It finds the same peaks as ``adaptive_keyframes`` and differs from it in this only:
 
@@ -267,10 +377,22 @@ class KeyframeSelector:
 
     Args:
         config: the policy.
+        fps: frames a second, which ``budgeted`` needs.
+
+    Raises:
+        ConfigError: if gap and budget contradict each other at this rate, or it is missing.
     """
 
-    def __init__(self, config: KeyframeConfig | None = None) -> None:
+    def __init__(self, config: KeyframeConfig | None = None, fps: float | None = None) -> None:
         self.config = config or KeyframeConfig()
+        self._pace: _Pace | None = None
+        self._allowance: _Allowance | None = None
+        if self.config.per_second is not None:
+            if fps is None or not fps > 0:
+                raise ConfigError(f"a budget of keyframes a second needs the frame rate, got {fps}")
+            self._allowance = _Allowance(self.config.per_second, fps, self.config.gap)
+        if self.config.policy in ("causal", "budgeted"):
+            self._pace = _Pace(self.config.mean_gap(fps or math.inf))
         self._num_frames = 0
         self._latest_keyframe = -1
         self._previous: NDArray | None = None
@@ -295,15 +417,20 @@ class KeyframeSelector:
         if self._is_finished:
             raise ConfigError("a condition came after finish; start a new KeyframeSelector for a new sequence")
         index = self._num_frames
-        if self.config.policy == "adaptive":
+        if self.config.policy != "uniform":
             if self._previous is not None:
-                self._changes.append(condition_change(self._previous, condition))
+                change = condition_change(self._previous, condition)
+                self._changes.append(change)
+                if self._pace is not None:
+                    self._pace.add(change)
             self._previous = condition
         self._num_frames += 1
         if index == 0:
             return self._choose(0)
         if self.config.policy == "uniform":
             return self._choose(index) if index % self.config.gap == 0 else []
+        if self._pace is not None:
+            return self._choose(index) if self._is_time(index, self._pace) else []
         candidate = index - _look_ahead(self.config.window)
         return self._decide(candidate, self._recent_peaks(is_complete=False)) if candidate > 0 else []
 
@@ -342,6 +469,18 @@ class KeyframeSelector:
         is_wanted = candidate in peaks and distance >= self.config.min_gap
         return self._choose(candidate) if is_wanted or distance == self.config.gap else []
 
+    def _is_time(self, index: int, pace: _Pace) -> bool:
+        """Whether a policy that decides at once takes this frame."""
+        distance = index - self._latest_keyframe
+        if distance >= self.config.gap:
+            return True
+        is_allowed = self._allowance is None or self._allowance.allows(index)
+        return distance >= self.config.min_gap and pace.is_due and is_allowed
+
     def _choose(self, index: int) -> list[int]:
         self._latest_keyframe = index
+        if self._pace is not None:
+            self._pace.begin()
+        if self._allowance is not None:
+            self._allowance.take(index)
         return [index]

@@ -13,6 +13,10 @@ gave on CamVid at 512x256 with every 4th frame known (the plainest average of tw
    side following its own).
 4. Both keyframes are warped once by that one motion and averaged by time. A side whose sample falls outside the
    picture does not see the pixel and fades out (+0.1 dB with a hand-held camera).
+5. Where label maps are known, of the keyframes and of the frame between them: motion that joins pixels of other classes
+   than the known one counts as a worse explanation in step 3, and in step 4 a keyframe that shows another class at a
+   pixel gives way to one that shows the right class (+0.04 dB on CamVid, +0.07 to 0.08 dB on three clips of
+   Cityscapes; a side that shows another class must keep a part of its weight, without it CamVid loses 0.08 dB).
 
 Tried and left out. Switching a side off inside the picture where flow there and back disagrees, or where the projection
 leaves a hole: 0.02 to 0.2 dB lost on every clip, since with estimated flow the average is the safer guess. Bicubic and
@@ -25,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -35,6 +39,7 @@ from fastv2v.errors import ConfigError, ShapeError
 
 Frame = NDArray[np.uint8]
 Field = NDArray[np.float32]
+Labels = NDArray[np.number[Any]]
 Grade = Literal["ultrafast", "fast", "medium"]
 
 
@@ -62,6 +67,8 @@ _RETURN_ERROR_WEIGHT = 3.0
 _RETURN_ERROR_LIMIT = 4.0
 # Brightness by which a pixel and its counterpart may differ, in grey levels.
 _MATCH_GREY_LEVELS = 25
+# What it counts for when motion leads to a pixel of another class than the known one, in grey levels.
+_STRANGE_CLASS_GREY_LEVELS = 20
 # Log odds against a side that looks one grid pixel or more past the border.
 _OUTSIDE_LOG_ODDS = 0.7
 
@@ -78,6 +85,9 @@ class MotionConfig:
     """Share of pixels without a counterpart in the other keyframe above which the two belong to different scenes, in
     (0, 1]; the nearer keyframe is then held. None: never. Ten real clips, keyframes four frames apart, stayed below
     0.62, cuts from one of them to another above 0.88 (frames 256 pixels wide and more; smaller ones part less well)."""
+    doubt: float | None = 0.5
+    """How much a keyframe that shows another class at a pixel than the known one still counts there, beside one that
+    shows that class, in [0, 1]: label maps are not without error. None: label maps are not looked at."""
 
     def __post_init__(self) -> None:
         if self.grade not in _GRADES:
@@ -86,6 +96,8 @@ class MotionConfig:
             raise ConfigError(f"working_scale must lie in (0, 1], got {self.working_scale}")
         if self.cut_threshold is not None and not 0 < self.cut_threshold <= 1:
             raise ConfigError(f"cut_threshold must lie in (0, 1] or be None, got {self.cut_threshold}")
+        if self.doubt is not None and not 0 <= self.doubt <= 1:
+            raise ConfigError(f"doubt must lie in [0, 1] or be None, got {self.doubt}")
 
 
 def check_pair(first: Frame, second: Frame, times: Sequence[float]) -> None:
@@ -105,6 +117,23 @@ def check_pair(first: Frame, second: Frame, times: Sequence[float]) -> None:
             raise ConfigError(f"an in-between time must lie strictly between 0 and 1, got {time}")
 
 
+def check_labels(labels: Sequence[Labels], size: tuple[int, int], times: Sequence[float]) -> None:
+    """Refuse label maps that do not belong to a pair of keyframes and the frames between.
+
+    Raises:
+        ShapeError: naming counts or sizes.
+    """
+    if len(labels) != len(times) + 2:
+        raise ShapeError(
+            f"{len(times)} frames between two keyframes have {len(times) + 2} label maps with theirs, got {len(labels)}"
+        )
+    for index, label in enumerate(labels):
+        if label.shape != size or label.dtype.kind not in "iu":
+            raise ShapeError(
+                f"label map {index} must be integers of the keyframes' size {size}, got {label.shape} {label.dtype}"
+            )
+
+
 def _average(first: Frame, second: Frame, time: float) -> Frame:
     return cv2.addWeighted(first, 1 - time, second, time, 0)
 
@@ -112,8 +141,10 @@ def _average(first: Frame, second: Frame, time: float) -> Frame:
 class BlendInterpolator:
     """The plain average of both keyframes, weighted by time. Knows no motion: the floor others must beat."""
 
-    def between(self, first: Frame, second: Frame, times: Sequence[float]) -> list[Frame]:
-        """Frames at ``times``; see ``Interpolator.between``."""
+    def between(
+        self, first: Frame, second: Frame, times: Sequence[float], labels: Sequence[Labels] | None = None
+    ) -> list[Frame]:
+        """Frames at ``times``; see ``Interpolator.between``. Labels are not looked at."""
         check_pair(first, second, times)
         return [_average(first, second, time) for time in times]
 
@@ -143,7 +174,7 @@ class _Plan:
         # Four channels, as OpenCV warps and blends them in half the time three take.
         self.keyframes = np.empty((2, height, width, 4), dtype=np.uint8)
         self.warped = np.empty((2, height, width, 4), dtype=np.uint8)
-        self.blended = np.empty((height, width, 4), dtype=np.uint8)
+        self.blended, self.favoured = np.empty((2, height, width, 4), dtype=np.uint8)
 
 
 def _flow_estimator(settings: _FlowSettings) -> cv2.DISOpticalFlow:
@@ -185,6 +216,15 @@ class _Motion(NamedTuple):
     unmatched: float  # share of pixels without a counterpart
 
 
+class _Guide(NamedTuple):
+    """Label maps of a pair of keyframes and of the frame wanted between them; ids of a type OpenCV can warp."""
+
+    ends: tuple[Labels, Labels]  # (H, W)
+    wanted: Labels
+    small: tuple[Labels, Labels, Labels]  # the same on the grid
+    doubt: float
+
+
 class DISInterpolator:
     """Motion-compensated frames from OpenCV's DIS optical flow (the module's docstring explains the way).
 
@@ -202,24 +242,31 @@ class DISInterpolator:
         self.config = config or MotionConfig()
         self._plan: _Plan | None = None
 
-    def between(self, first: Frame, second: Frame, times: Sequence[float]) -> list[Frame]:
+    def between(
+        self, first: Frame, second: Frame, times: Sequence[float], labels: Sequence[Labels] | None = None
+    ) -> list[Frame]:
         """Frames at ``times`` between two keyframes.
 
         Args:
             first: keyframe at time 0, (H, W, 3) uint8, any size.
             second: keyframe at time 1, same size.
             times: wanted times, strictly between 0 and 1, in any order.
+            labels: where they are known, class ids (H, W) of the first keyframe, of each wanted frame, and of the
+                second keyframe. Any ids: they are only compared.
 
         Returns:
             One (H, W, 3) uint8 frame for each time. Across a scene cut the nearer keyframe (the later one at 0.5).
 
         Raises:
-            ShapeError: if the keyframes differ in size or are not (H, W, 3) uint8.
+            ShapeError: if the keyframes differ in size or are not (H, W, 3) uint8, or label maps do not belong to them.
             ConfigError: if a time lies outside (0, 1).
         """
         check_pair(first, second, times)
+        if labels is not None:
+            check_labels(labels, first.shape[:2], times)
         if not times:
             return []
+        times = [float(time) for time in times]  # numpy's scalars would widen the arrays that OpenCV writes into
         plan = self._plan_for(first.shape[0], first.shape[1])
         motion = self._estimate(plan, first, second)
         threshold = self.config.cut_threshold
@@ -227,7 +274,18 @@ class DISInterpolator:
             return [first.copy() if time < 0.5 else second.copy() for time in times]
         for keyframe, scratch in zip((first, second), plan.keyframes, strict=True):
             cv2.cvtColor(keyframe, cv2.COLOR_RGB2RGBA, dst=scratch)
-        return [_compensate(plan, motion, time) for time in times]
+        guides = self._guides(plan, labels, len(times))
+        return [_compensate(plan, motion, time, guide) for time, guide in zip(times, guides, strict=True)]
+
+    def _guides(self, plan: _Plan, labels: Sequence[Labels] | None, count: int) -> list[_Guide | None]:
+        """What label maps say about each wanted frame; None where nothing is known or wanted."""
+        doubt = self.config.doubt
+        if labels is None or doubt is None or doubt == 1:
+            return [None] * count
+        maps = [_comparable(label) for label in labels]
+        small = [cv2.resize(x, plan.grid_size, interpolation=cv2.INTER_NEAREST) for x in maps]
+        ends, ends_small = (maps[0], maps[-1]), (small[0], small[-1])
+        return [_Guide(ends, maps[k], (*ends_small, small[k]), doubt) for k in range(1, count + 1)]
 
     def _plan_for(self, height: int, width: int) -> _Plan:
         if self._plan is None or self._plan.full_size != (width, height):
@@ -272,19 +330,51 @@ def _unmatched(plan: _Plan, first: Frame, second: Frame, forward: Field, return_
     return float(np.mean((return_error > plan.lost) | (difference > _MATCH_GREY_LEVELS)))
 
 
-def _compensate(plan: _Plan, motion: _Motion, time: float) -> Frame:
+def _comparable(labels: Labels) -> Labels:
+    """Class ids in a type that OpenCV can sample: those of bytes as they are, others as floats (exact to 2^24)."""
+    return np.ascontiguousarray(labels) if labels.dtype == np.uint8 else labels.astype(np.float32)
+
+
+def _class_at(labels: Labels, positions: Field) -> Labels:
+    """The class at the nearest pixel to each position."""
+    return cv2.remap(labels, positions, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _compensate(plan: _Plan, motion: _Motion, time: float, guide: _Guide | None) -> Frame:
     """The frame at ``time`` from the plan's keyframes: one motion field, two warps, one blend."""
-    moved = _motion_at(plan, motion, time)
+    moved = _motion_at(plan, motion, time, guide)
     cv2.resize(moved * plan.grid_to_full, plan.full_size, dst=plan.motion, interpolation=cv2.INTER_LINEAR)
-    for keyframe, warped, amount in zip(plan.keyframes, plan.warped, (-time, 1 - time), strict=True):
+    fits = []
+    for side, amount in enumerate((-time, 1 - time)):
         cv2.scaleAdd(plan.motion, amount, plan.full_grid, dst=plan.positions)
-        cv2.remap(keyframe, plan.positions, None, cv2.INTER_LINEAR, dst=warped, borderMode=cv2.BORDER_REPLICATE)
+        cv2.remap(
+            plan.keyframes[side],
+            plan.positions,
+            None,
+            cv2.INTER_LINEAR,
+            dst=plan.warped[side],
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        if guide is not None:
+            fits.append(cv2.compare(_class_at(guide.ends[side], plan.positions), guide.wanted, cv2.CMP_EQ))
     cv2.addWeighted(plan.warped[0], 1 - time, plan.warped[1], time, 0, dst=plan.blended)
+    if guide is not None:
+        _favour_fitting(plan, fits, time, guide.doubt)
     _fade_unseen(plan, moved, time)
     return cv2.cvtColor(plan.blended, cv2.COLOR_RGBA2RGB)
 
 
-def _motion_at(plan: _Plan, motion: _Motion, time: float) -> Field:
+def _favour_fitting(plan: _Plan, fits: Sequence[Frame], time: float, doubt: float) -> None:
+    """Blend anew where exactly one side shows the known class; ``fits`` is 255 where a side does, (H, W) each."""
+    for side in (0, 1):
+        weights = [1 - time, time]
+        weights[1 - side] *= doubt
+        share = weights[0] / (weights[0] + weights[1])
+        cv2.addWeighted(plan.warped[0], share, plan.warped[1], 1 - share, 0, dst=plan.favoured)
+        cv2.copyTo(plan.favoured, cv2.compare(fits[side], fits[1 - side], cv2.CMP_GT), plan.blended)
+
+
+def _motion_at(plan: _Plan, motion: _Motion, time: float, guide: _Guide | None) -> Field:
     """Motion from ``first`` to ``second`` of what is seen at ``time``, at the grid pixels of that time."""
     candidates = (
         _sample(motion.forward, cv2.scaleAdd(motion.forward, -time, plan.grid)),
@@ -296,7 +386,12 @@ def _motion_at(plan: _Plan, motion: _Motion, time: float) -> Field:
         in_second = cv2.scaleAdd(candidate, 1 - time, plan.grid)
         difference = cv2.absdiff(_sample(motion.first, in_first), _sample(motion.second, in_second))
         error = _sample(motion.reverse_error, in_second) if k else _sample(motion.forward_error, in_first)
-        cost = cv2.boxFilter(cv2.add(difference, error), cv2.CV_32F, (5, 5)) + 1
+        unlike = cv2.add(difference, error)
+        if guide is not None:
+            for labels, positions in zip(guide.small[:2], (in_first, in_second), strict=True):
+                strange = cv2.compare(_class_at(labels, positions), guide.small[2], cv2.CMP_NE)
+                cv2.add(unlike, _STRANGE_CLASS_GREY_LEVELS, dst=unlike, mask=strange)
+        cost = cv2.boxFilter(unlike, cv2.CV_32F, (5, 5)) + 1
         costs.append(cv2.pow(cost, 4))
     return cv2.blendLinear(candidates[0], candidates[1], costs[1], costs[0])
 

@@ -205,6 +205,16 @@ class TestChecks:
         ):
             check_size(generator, (18, 32), "the student")
 
+    def test_frames_too_small_for_a_network_are_refused_before_it_is_trained(self):
+        deep = replace(ARCHITECTURE, generator=replace(ARCHITECTURE.generator, num_downsamples=3)).build()
+        deep.train()
+        before = {name: value.clone() for name, value in deep.state_dict().items()}
+        check_size(deep, (32, 32), "the student")
+        with pytest.raises(ConfigError, match=r"8x32 are too small for the student .*; change --recipe"):
+            check_size(deep, (8, 32), "the student")
+        assert deep.training
+        assert all(torch.equal(value, before[name]) for name, value in deep.state_dict().items())
+
     def test_held_out_length(self, tmp_path):
         clip = keyframe_clip(open_folder(data_of(trained_on(), make_data(tmp_path), "train")), 3, 16)
         check_held_out([], 9, "")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.interpolation import PlainDIS, interpolation_benchmark, load_frames, main, psnr_db
+from benchmarks.interpolation import PlainDIS, interpolation_benchmark, load_frames, load_labels, main, psnr_db
 from fastv2v.errors import ConfigError, DataError, ShapeError
 from interpolate.fill import StreamFiller, fill
 from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
@@ -57,7 +57,8 @@ def numbered(number: int, size: tuple[int, int] = (4, 6)) -> np.ndarray:
 class TimeWriter:
     """Writes the time asked for into the frame, so that timing can be read back."""
 
-    def between(self, first, second, times):
+    def between(self, first, second, times, labels=None):
+        self.labels = labels
         return [np.full_like(first, round(time * 240)) for time in times]
 
 
@@ -137,6 +138,76 @@ class TestStreamFiller:
         filler.finish(4)
         with pytest.raises(ConfigError, match="after finish"):
             filler.push(9, numbered(0))
+
+
+class TestLabels:
+    """Known classes of the frames between guide what is blended there."""
+
+    still = np.full((128, 192, 3), 90, np.uint8)
+    square = np.s_[60:120, 80:160]
+
+    def scene(self):
+        """A square (class 9) that the first keyframe shows and the second does not, over a still background."""
+        first, labels = self.still.copy(), np.full(self.still.shape[:2], 4, np.uint8)
+        first[self.square] = 170
+        with_square = labels.copy()
+        with_square[self.square] = 9
+        return first, self.still, with_square, labels
+
+    def error(self, frame, truth):
+        inner = np.s_[66:114, 86:154]
+        return float(np.abs(frame[inner].astype(int) - truth[inner]).mean())
+
+    def made(self, doubt, wanted, dtype=np.uint8):
+        first, second, with_square, without = self.scene()
+        labels = [x.astype(dtype) for x in (with_square, with_square if wanted else without, without)]
+        config = MotionConfig(cut_threshold=None, doubt=doubt)
+        return DISInterpolator(config).between(first, second, [0.5], labels)[0]
+
+    @pytest.mark.parametrize(("wanted", "side"), [(True, 0), (False, 1)])
+    def test_the_keyframe_that_shows_the_known_class_wins(self, wanted, side):
+        truth = self.scene()[side]
+        sure, unsure, blind = (self.error(self.made(doubt, wanted), truth) for doubt in (0.0, 0.5, None))
+        assert sure < 3
+        assert sure < unsure < blind
+        assert self.error(self.made(1.0, wanted), truth) == blind
+
+    def test_any_ids_of_any_type_mean_the_same(self):
+        assert np.array_equal(self.made(0.5, True), self.made(0.5, True, np.int64))
+        first, second, _, _ = self.scene()
+        ids = [np.full(first.shape[:2], 70_000 + k, np.int32) for k in (0, 0, 1)]
+        made = DISInterpolator(MotionConfig(cut_threshold=None, doubt=0.0)).between(first, second, [0.5], ids)[0]
+        assert self.error(made, first) < 3
+
+    def test_where_classes_agree_nothing_changes(self):
+        frames = moving_texture(3, (2.0, 1.0))
+        labels = [np.ones(frames[0].shape[:2], np.uint8)] * 3
+        times = [0.5]
+        guided = DISInterpolator().between(frames[0], frames[2], times, labels)
+        assert np.array_equal(guided[0], DISInterpolator().between(frames[0], frames[2], times)[0])
+
+    def test_maps_that_do_not_belong_are_refused(self):
+        first, second, label, _ = self.scene()
+        with pytest.raises(ShapeError, match="1 frames between two keyframes have 3 label maps with theirs, got 2"):
+            DISInterpolator().between(first, second, [0.5], [label, label])
+        with pytest.raises(ShapeError, match=r"label map 1 must be integers .* got \(4, 6\) uint8"):
+            DISInterpolator().between(first, second, [0.5], [label, label[:4, :6], label])
+        with pytest.raises(ShapeError, match=r"got .* float32"):
+            DISInterpolator().between(first, second, [0.5], [label.astype(np.float32)] * 3)
+        with pytest.raises(ShapeError, match="2 label maps came for 3 frames"):
+            fill([numbered(1), numbered(2)], [0, 2], 3, TimeWriter(), [label, label])
+
+    def test_every_gap_gets_the_maps_from_keyframe_to_keyframe(self):
+        seen = []
+
+        class Recorder(TimeWriter):
+            def between(self, first, second, times, labels=None):
+                seen.append([int(x[0, 0]) for x in labels])
+                return super().between(first, second, times)
+
+        maps = [np.full((4, 6), k, np.uint8) for k in range(9)]
+        fill([numbered(n) for n in (1, 2, 3, 4)], [1, 3, 4, 7], 9, Recorder(), maps)
+        assert seen == [[1, 2, 3], [4, 5, 6, 7]]
 
 
 class TestDISInterpolator:
@@ -233,7 +304,9 @@ class TestDISInterpolator:
             interpolator.between(frame, frame[..., 0], [0.5])
         assert interpolator.between(frame, frame, []) == []
 
-    @pytest.mark.parametrize("fields", [{"grade": "slow"}, {"working_scale": 0.0}, {"cut_threshold": 1.5}])
+    @pytest.mark.parametrize(
+        "fields", [{"grade": "slow"}, {"working_scale": 0.0}, {"cut_threshold": 1.5}, {"doubt": -0.1}]
+    )
     def test_config_refuses_nonsense(self, fields):
         with pytest.raises(ConfigError, match=next(iter(fields))):
             MotionConfig(**fields)
@@ -247,6 +320,13 @@ class TestBenchmark:
         assert dis["num_interpolated"] == 6  # frames 0, 4, 8 are given; frame 9 belongs to no full gap
         assert dis["ms_per_frame"] > blend["ms_per_frame"] > 0
         assert dis["speedup"] is None
+
+    def test_label_maps_add_a_method_that_sees_them(self):
+        frames = square_over_background(5, step=4)
+        labels = [(frame[..., 0] > 128).astype(np.uint8) for frame in frames]
+        rows = interpolation_benchmark(frames, 4, ["dis-fast"], repeats=1, threads=1, labels=labels)
+        assert [row["method"] for row in rows] == ["dis-fast", "dis-fast, labels"]
+        assert rows[1]["psnr_db"] != rows[0]["psnr_db"]
 
     def test_the_last_line_and_the_file_are_json(self, tmp_path, capsys):
         for number, frame in enumerate(moving_texture(5, (2.0, 0.0))):
@@ -265,6 +345,14 @@ class TestBenchmark:
             load_frames(tmp_path, (8, 8))
         with pytest.raises(DataError, match="does not exist"):
             load_frames(tmp_path / "nothing", (8, 8))
+        with pytest.raises(ConfigError, match="3 label maps came for 5 frames"):
+            frames = moving_texture(5, (1, 0))
+            interpolation_benchmark(frames, 4, ["blend"], labels=[frames[0][..., 0]] * 3)
+        with pytest.raises(DataError, match="no such folder; give the label maps"):
+            load_labels(tmp_path / "nothing", (8, 8))
+        cv2.imwrite(str(tmp_path / "colour.png"), np.zeros((4, 4, 3), np.uint8))
+        with pytest.raises(DataError, match="has 3 channels; a label map has one"):
+            load_labels(tmp_path, (8, 8))
 
     def test_frames_are_read_as_rgb_in_order(self, tmp_path):
         for number in (2, 1):

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -190,9 +191,83 @@ class TestSelector:
             selector.push(np.zeros((2, 2), dtype=np.uint8))
 
 
+def changing(shares):
+    """Label maps of 100 pixels, of which so many per cent change from each to the next."""
+    maps = [np.zeros((10, 10), dtype=np.uint8)]
+    for share in shares:
+        following = maps[-1].copy()
+        following.flat[:share] += 1
+        maps.append(following)
+    return maps
+
+
+class TestDecidedAtOnce:
+    """Policies that look at no future frame."""
+
+    @given(shares=st.lists(st.integers(0, 100), max_size=60), gap=st.integers(1, 8), data=st.data())
+    @settings(deadline=None)
+    def test_causal_stays_within_its_gaps_and_announces_frames_as_they_come(self, shares, gap, data):
+        min_gap = data.draw(st.integers(1, (gap + 1) // 2))
+        every = data.draw(st.floats(1, gap))
+        selector = KeyframeSelector(KeyframeConfig(policy="causal", gap=gap, min_gap=min_gap, every=every))
+        maps, chosen = changing(shares), []
+        for index, labels in enumerate(maps):
+            said = selector.push(labels)
+            assert said in ([], [index])
+            chosen += said
+        gaps = np.diff(chosen)
+        assert chosen[0] == 0 and (gaps <= gap).all() and (gaps >= min_gap).all()
+        assert chosen + selector.finish() == select_keyframes(selector.config, maps)
+        assert len(maps) - chosen[-1] <= gap
+
+    def test_steady_change_gets_the_pace_that_was_asked_for(self):
+        config = KeyframeConfig(policy="causal", gap=6, every=3)
+        assert select_keyframes(config, changing([10] * 30)) == [*range(0, 31, 3)]
+        assert config.mean_gap(25) == 3
+
+    def test_a_burst_of_change_gets_keyframes_and_calm_the_largest_gap(self):
+        chosen = select_keyframes(KeyframeConfig(policy="causal", gap=8, every=4), changing([5] * 40 + [60] + [0] * 24))
+        assert 41 in chosen
+        assert chosen[chosen.index(41) :] == [41, 49, 57, 65]
+
+    @given(
+        shares=st.lists(st.integers(0, 100), max_size=120),
+        per_second=st.integers(1, 6),
+        fps=st.floats(2, 30),
+        more=st.integers(0, 4),
+    )
+    @settings(deadline=None)
+    def test_a_budget_holds_in_every_second_and_so_does_the_gap(self, shares, per_second, fps, more):
+        gap = math.ceil(fps / per_second) + more
+        selector = KeyframeSelector(KeyframeConfig(policy="budgeted", gap=gap, per_second=per_second), fps)
+        chosen = [index for labels in changing(shares) for index in selector.push(labels)]
+        assert (np.diff(chosen) <= gap).all()
+        assert all(late - early >= fps for early, late in zip(chosen, chosen[per_second:], strict=False))
+
+    def test_a_budget_is_spent_where_things_change(self):
+        calm, busy = [2] * 50, [40] * 50
+        config = KeyframeConfig(policy="budgeted", gap=10, per_second=5)
+        chosen = np.array(select_keyframes(config, changing(calm + busy + calm), fps=25))
+        assert np.sum((chosen > 50) & (chosen <= 100)) > np.sum(chosen > 100)
+        assert len(chosen) <= 5 * 150 / 25 + 2
+        assert config.mean_gap(25) == 5
+
+    def test_a_gap_beyond_the_budget_is_refused_with_both_remedies(self):
+        config = KeyframeConfig(policy="budgeted", gap=4, per_second=5)
+        with pytest.raises(ConfigError, match=r"gap of 4 needs at 25 frames/s; allow 7 or widen the gap to 5"):
+            KeyframeSelector(config, 25)
+        with pytest.raises(ConfigError, match="needs the frame rate"):
+            KeyframeSelector(config)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"policy": "budgeted"}, "per_second"),
+        ({"per_second": 3}, "give both or neither"),
+        ({"policy": "budgeted", "per_second": 0}, "at least 1"),
+        ({"every": 2.0}, "policy causal"),
+        ({"policy": "causal", "every": 9.0}, "from 1 to the gap of 4"),
         ({"policy": "random"}, "unknown"),
         ({"gap": 0}, "gap must be at least 1"),
         ({"min_gap": 3}, "min_gap must lie in 1 to 2"),

@@ -435,6 +435,10 @@ class TestCommand:
         other = {"budget": ("--budget-ms", "8")}
         assert main(command(line, searched, **other)) == 2
         assert "is of another search (other budget_gmacs, budget_ms)" in capsys.readouterr().err
+        assert main(command(line, searched, "--recipe.train.seed", "5")) == 2
+        assert "is of another search (other seed)" in capsys.readouterr().err
+        assert main(command(line, line / "data")) == 2
+        assert "data holds" in (said := capsys.readouterr().err) and "and no search" in said
         taught = ["--out", str(line / "taught"), "--teacher", str(line / "teacher"), "--data", str(line / "data")]
         assert main(["precompute", *taught, "--quiet"]) == 0
         capsys.readouterr()

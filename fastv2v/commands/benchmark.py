@@ -339,7 +339,8 @@ def _interpolation(bench: _Bench) -> list[dict[str, Any]]:
     frames = pictures(clip)
     if gap < 2 or len(frames) <= gap:
         return []
-    rows = interpolation_benchmark(frames, gap, repeats=bench.args.repeats, threads=bench.threads)
+    labels = None if clip.labels is None else [x.numpy() for x in clip.labels[0]]
+    rows = interpolation_benchmark(frames, gap, repeats=bench.args.repeats, threads=bench.threads, labels=labels)
     return [{"name": row["method"], **row} for row in rows]
 
 

@@ -62,10 +62,14 @@ RESULT: Final = "comparison.json"
 """Means and spreads of all groups; marks a folder as a comparison."""
 JUDGE: Final = "judge.safetensors"
 _Criteria = Annotated[Criteria, tyro.conf.arg(name=""), tyro.conf.FlagCreatePairsOff]  # options without a prefix
-COST_COLUMNS: Final = {"name": costs.COLUMNS["name"], "gap": "gap"} | costs.COLUMNS | {
-    "times_fewer_gmacs_per_frame": "x fewer",
-    "times_fewer_output_position_gmacs_per_frame": "x fewer (output positions)",
-}
+COST_COLUMNS: Final = (
+    {"name": costs.COLUMNS["name"], "gap": "gap"}
+    | costs.COLUMNS
+    | {
+        "times_fewer_gmacs_per_frame": "x fewer",
+        "times_fewer_output_position_gmacs_per_frame": "x fewer (output positions)",
+    }
+)
 """Columns of the cost table; how many times fewer than the teacher's, per delivered frame."""
 
 
@@ -296,9 +300,8 @@ def _cost_rows(contest: Contest) -> list[Row]:
     for group, (first, *_) in contest.groups.items():
         fraction = contest.keyframe_fraction(first.gap)
         generator, channels = first.trained.generator, contest.folder.spec.channels
-        row = {"name": group, "gap": first.gap} | step_cost(
-            generator, channels, contest.size, keyframe_fraction=fraction
-        ).row(group)
+        cost = step_cost(generator, channels, contest.size, keyframe_fraction=fraction)
+        row = cost.row(group) | {"gap": first.gap}
         for key in ("gmacs_per_frame", "output_position_gmacs_per_frame"):
             row[f"times_fewer_{key}"] = _number((rows[0] if rows else row)[key]) / _number(row[key])
         rows.append(row)

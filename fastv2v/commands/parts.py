@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fastv2v.architecture import Architecture, Stage, Trained
 from fastv2v.checkpoint import load_tensors, load_weights, read_state, weights_file
-from fastv2v.contracts import FlowEstimator, StepModel
+from fastv2v.contracts import FlowEstimator, History, StepModel
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import FolderConfig, Phase, VideoFolder, has_phase, open_folder
 from fastv2v.data.loader import ClipLoader, read_sequence
 from fastv2v.data.transforms import GeometryConfig, Size
 from fastv2v.device import Device
-from fastv2v.errors import ConfigError
+from fastv2v.errors import CheckpointError, ConfigError, ShapeError
 from fastv2v.losses.objective import ObjectiveConfig, VideoObjective
 from fastv2v.losses.perceptual import PerceptualLoss
 from fastv2v.memory import keep_freed_memory
@@ -75,11 +77,16 @@ def continue_discriminators(objective: VideoObjective, checkpoint: Path, *, grow
             which the finest are new, and there may be new discriminators; what is new stays fresh.
 
     Raises:
-        CheckpointError: if the checkpoint has none, or they are of another shape.
+        CheckpointError: if the checkpoint lacks one of them, or has it in another shape.
     """
     saved = read_state(checkpoint)["files"]
     for name, module in objective.discriminators.items():
         if not grown:
+            if f"{name}.safetensors" not in saved:
+                raise CheckpointError(
+                    f"{checkpoint} has no {name} to go on from: the stage before was trained without it; train both "
+                    "stages with --teacher or both without"
+                )
             load_weights(module, weights_file(checkpoint, name))
         elif f"{name}.safetensors" in saved:
             _continue_grown(name, module, weights_file(checkpoint, name))
@@ -260,10 +267,10 @@ def check_stage(trained: Trained, accepted: Sequence[Stage], role: str, remedy: 
 
 
 def check_size(generator: StepModel, size: Size, what: str) -> None:
-    """Refuse frames that a generator cannot take apart evenly.
+    """Refuse frames that a generator cannot take apart evenly, or that are too small for its convolutions.
 
     Raises:
-        ConfigError: naming size and divisor.
+        ConfigError: naming the size, and the divisor or what the network says.
     """
     height, width = size
     if height % generator.size_multiple or width % generator.size_multiple:
@@ -271,6 +278,32 @@ def check_size(generator: StepModel, size: Size, what: str) -> None:
             f"frames of {height}x{width} do not suit {what}: height and width must be multiples of "
             f"{generator.size_multiple}; change --recipe.data.folder.geometry"
         )
+    if isinstance(generator, nn.Module):
+        _check_large_enough(generator, generator, size, what)
+
+
+def _check_large_enough(generator: StepModel, module: nn.Module, size: Size, what: str) -> None:
+    """Take one step in shapes alone: what is too small fails there as it would after minutes of preparation."""
+    was_training = module.training
+    module.eval()  # no statistics move
+    past, channels = generator.history_length, generator.condition_channels
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            like = next(module.parameters())
+            history = History(
+                like.new_zeros(1, past, channels, *size), like.new_zeros(1, past, 3, *size), like.new_ones(1)
+            )
+            generator.step(like.new_zeros(1, channels, *size), history)
+    except DataDependentOutputException:
+        pass  # it looks at values, which only a real step has
+    except (RuntimeError, ShapeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"frames of {size[0]}x{size[1]} are too small for {what} ({reason}); change --recipe.data.folder.geometry "
+            "or take a network that halves the size less often"
+        ) from error
+    finally:
+        module.train(was_training)
 
 
 def check_held_out(clips: Sequence[Clip], least: int, remedy: str) -> None:

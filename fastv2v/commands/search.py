@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmarks.front import Point, draw_front
 from benchmarks.results import format_table
 from distill import presets as distill_presets
-from distill.cache import TaughtFrames
+from distill.cache import TaughtFrames, weights_sha256
 from distill.journal import Journal
 from distill.presets import SpatialRecipe
 from distill.search import Budget, Candidate, LatencyBudget, MacBudget, SearchConfig, pareto_front, search
@@ -230,8 +230,9 @@ def run_search(args: Search) -> Found:
         raise ConfigError("a search needs a budget: --budget-gmacs 5, or --budget-ms 12 --engine onnxruntime")
     if args.run.is_file():
         raise ConfigError(f"{args.run} is a file, and a search needs a folder; name another one with --run")
+    _check_folder(args.run)
     shop = _open(args)
-    journal = Journal(args.run / CANDIDATES, _asked(args), fresh=args.overwrite)
+    journal = Journal(args.run / CANDIDATES, _asked(shop), fresh=args.overwrite)
     budget = _budget(shop, journal)
     checkpoint = _train_super(shop)
     journal.begin(weights_file(checkpoint))
@@ -243,6 +244,17 @@ def run_search(args: Search) -> Found:
     write_bytes(args.run / FRONT, _picture(args, candidates, best).encode())
     _save_found(shop, whole, best.config, checkpoint, journal)
     return Found(best, tuple(candidates), args.run / STUDENT, _finetune(shop, best.config))
+
+
+def _check_folder(run: Path) -> None:
+    """Refuse a folder that holds something and no search.
+
+    Raises:
+        ConfigError: naming what lies there.
+    """
+    there = sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) if run.exists() else []
+    if there and SUPER not in there and CANDIDATES not in there:
+        raise ConfigError(f"{run} holds {there[0]} and no search; name another folder with --run")
 
 
 def _open(args: Search) -> _Workshop:
@@ -324,11 +336,23 @@ def _spread(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
-def _asked(args: Search) -> dict[str, Any]:
+_DECIDING: Final = (
+    "budget_gmacs", "budget_ms", "engine", "precision", "threads", "repeats",
+    "gap", "calibration_clips", "select_sequences", "select_frames",
+)  # fmt: skip
+
+
+def _asked(shop: _Workshop) -> dict[str, Any]:
     """What decides which student is found, but for the super-network's weights."""
-    names = ("budget_gmacs", "budget_ms", "engine", "precision", "threads", "repeats", "gap", "calibration_clips")
-    settings = {name: getattr(args, name) for name in names}
-    return {**settings, "space": to_dict(args.space), "searching": to_dict(args.searching)}
+    args = shop.args
+    return {
+        **{name: getattr(args, name) for name in _DECIDING},
+        "data": args.data.resolve().as_posix(),
+        "teacher": weights_sha256(shop.teacher.checkpoint),
+        "seed": shop.recipe.train.seed,
+        "space": to_dict(args.space),
+        "searching": to_dict(args.searching),
+    }
 
 
 def _budget(shop: _Workshop, journal: Journal) -> Budget:
