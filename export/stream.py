@@ -71,6 +71,15 @@ class StreamStats:
     """Seconds spent interpolating."""
     wait_s: float = 0.0
     """Seconds the calling thread waited for a keyframe."""
+    delay_s: float = 0.0
+    """Seconds from taking a frame's condition to handing the frame over, summed over frames."""
+    longest_delay_s: float = 0.0
+    """The longest of these."""
+
+    @property
+    def mean_delay_s(self) -> float:
+        """Seconds a frame took on average; 0 before the first."""
+        return self.delay_s / self.frames if self.frames else 0.0
 
 
 class StreamError(BundleError):
@@ -161,6 +170,11 @@ class Stream:
         """Engine and precision, such as ``openvino bf16``."""
         return f"{self.engine.name} {self.engine.precision}"
 
+    @property
+    def num_taken(self) -> int:
+        """Conditions that were taken since the stream began."""
+        return self._pushed
+
     def time_step(self, condition: Condition) -> Callable[[], object]:
         """One bare synthesis step, for measuring: encoding, engine, and nothing remembered.
 
@@ -201,6 +215,7 @@ class Stream:
         self._history: ArrayHistory | None = None
         self._waiting: dict[int, ConditionMap] = {}
         self._classes: dict[int, NDArray[np.integer]] = {}
+        self._came: dict[int, float] = {}
         self._pushed = 0
         self._failure: StreamError | None = None
         self._finished = False
@@ -226,6 +241,7 @@ class Stream:
             raise StreamError("this stream has ended; restart it before pushing more")
         taken = _checked_condition(condition, self.manifest.condition, self.manifest.size, f"frame {self._pushed}")
         self._waiting[self._pushed] = taken
+        self._came[self._pushed] = time.perf_counter()
         if taken.labels is not None:
             self._classes[self._pushed] = taken.labels
         self._pushed += 1
@@ -347,7 +363,11 @@ class Stream:
     def _deliver(self, filled: Iterable[tuple[int, NDArray[np.uint8]]], keyframe: int | None) -> list[DeliveredFrame]:
         # A keyframe is copied: the filler still needs its own when the caller already draws on this one.
         frames = [DeliveredFrame(i, x.copy() if i == keyframe else x, i == keyframe) for i, x in filled]
-        self._count(frames=len(frames))
+        now = time.perf_counter()
+        delays = [now - self._came.pop(item.index) for item in frames]
+        self._count(frames=len(frames), delay_s=sum(delays))
+        longest = max(delays, default=0.0)
+        self.stats = replace(self.stats, longest_delay_s=max(self.stats.longest_delay_s, longest))
         return frames
 
     def _count(self, **more: float) -> None:

@@ -5,41 +5,52 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.bundle import Manifest
-from export.runtime import ConditionMap, DeliveredFrame, Stream, open_bundle
+from export.runtime import ConditionMap, DeliveredFrame, Stream, StreamError, open_bundle
 from fastv2v.commands.arguments import parse
+from fastv2v.commands.sources import piped_conditions, video_conditions
 from fastv2v.data.conditions import maps_to_float
 from fastv2v.data.face import FaceConfig
 from fastv2v.data.folder import FolderConfig, FrameReader, Phase, VideoFolder, by_number, open_folder
 from fastv2v.data.images import is_image_file, read_image, read_label
 from fastv2v.data.pose import PoseConfig
 from fastv2v.data.transforms import Geometry, GeometryConfig, Size, apply_geometry, draw_geometry
-from fastv2v.errors import ConfigError, DataError
+from fastv2v.errors import ConfigError, DataError, FastV2VError
 from fastv2v.video import VIDEO_SUFFIXES, VideoWriter, write_image
+
+PIPE: Final = Path("-")
+"""Names standard input or output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamArgs:
-    """Run a bundle over a folder of label maps, or over a sequence of a data set, and write every frame."""
+    """Run a bundle over label maps, from a folder, a video, a pipe or a data set, and write or show every frame."""
 
     bundle: Path
     """Bundle folder, NAME.v2v."""
-    out: Path
-    """Video to write (.mp4, .mkv), or a folder for PNG frames. It appears when it is complete."""
+    out: Path | None = None
+    """Video to write (.mp4, .mkv), or a folder for PNG frames; either appears when it is complete. - writes raw RGB to
+    standard output, H x W x 3 bytes a frame, as they come."""
+    window: bool = False
+    """Show the frames in a window as they come; q closes it and ends the stream."""
     conditions: Path | None = None
     """Folder of one sequence's label maps or condition images, all of one size, in the order of the numbers in their
-    names. For faces and poses, which are drawn from landmarks and key points, give --data instead."""
+    names. Or a video of them: class ids in grey where it is lossless, else the colours of the bundle's classes. Or -
+    for raw bytes from standard input, of the bundle's size: H x W class ids a frame, or H x W x 3 of a picture. For
+    faces and poses, which are drawn from landmarks and key points, give --data instead."""
     data: Path | None = None
     """Data set folder to take a sequence from, read as ``fastv2v synthesize`` reads it."""
     sequence: str | None = None
@@ -61,7 +72,14 @@ class StreamArgs:
     overwrite: bool = False
     """Replace a video, or a folder of nothing but PNG frames, of this name as a whole."""
 
+    @property
+    def is_piped_out(self) -> bool:
+        """Whether frames go to standard output."""
+        return self.out == PIPE
+
     def __post_init__(self) -> None:
+        if self.out is None and not self.window:
+            raise ConfigError("nobody would see the frames: give --out, --window or both")
         if (self.conditions is None) == (self.data is None):
             raise ConfigError("give either --conditions, a folder of pictures, or --data, a data set")
         of_data = self.sequence is not None or self.given_frame or self.phase != "test" or self.test_tail
@@ -167,6 +185,8 @@ def check_output(args: StreamArgs) -> None:
     Raises:
         ConfigError: naming it and what to change.
     """
+    if args.out is None or args.is_piped_out:
+        return
     out = args.out.resolve()
     if out.suffix.lower() not in (*VIDEO_SUFFIXES, ""):
         raise ConfigError(
@@ -189,18 +209,23 @@ def check_output(args: StreamArgs) -> None:
         )
 
 
-def write_frames(out: Path, frames: Iterable[DeliveredFrame], names: Sequence[str], fps: float) -> None:
+def write_frames(out: Path, frames: Iterable[DeliveredFrame], names: Sequence[str] | None, fps: float) -> None:
     """Write a video, or a folder of ``<name>.png``; it takes its name, replacing what had it, when it is complete.
 
     Args:
-        out: video, or folder where it has no extension.
+        out: video, or folder where it has no extension; ``PIPE`` for raw RGB to standard output, at once.
         frames: every frame in order.
-        names: stem of each, for a folder.
+        names: stem of each, for a folder; None numbers them.
         fps: delivered frames per second, for a video.
 
     Raises:
         MediaError: if a file cannot be written.
     """
+    if out == PIPE:
+        for item in frames:
+            sys.stdout.buffer.write(item.frame.data)
+            sys.stdout.buffer.flush()
+        return
     out = out.resolve()
     if out.suffix:
         with VideoWriter(out, fps) as writer:
@@ -214,7 +239,8 @@ def write_frames(out: Path, frames: Iterable[DeliveredFrame], names: Sequence[st
         made, old = scratch / "new", scratch / "old"
         made.mkdir()
         for item in frames:
-            write_image(made / f"{names[item.index]}.png", item.frame)
+            stem = f"{item.index:06}" if names is None else names[item.index]
+            write_image(made / f"{stem}.png", item.frame)
         replaces = out.exists()
         if replaces:
             os.replace(out, old)
@@ -228,42 +254,89 @@ def write_frames(out: Path, frames: Iterable[DeliveredFrame], names: Sequence[st
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def show_frames(frames: Iterable[DeliveredFrame], title: str) -> Iterator[DeliveredFrame]:
+    """Show frames in a window on their way; they end where its user presses q.
+
+    Args:
+        frames: to show.
+        title: of the window.
+
+    Raises:
+        ConfigError: if there is no screen, or this OpenCV was built without windows.
+    """
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise ConfigError("--window needs a screen and there is none (DISPLAY is not set); write with --out instead")
+    try:
+        for item in frames:
+            cv2.imshow(title, cv2.cvtColor(item.frame, cv2.COLOR_RGB2BGR))
+            if cv2.waitKey(1) & 0xFF == ord("q"):
+                return
+            yield item
+        cv2.destroyAllWindows()
+    except cv2.error as error:
+        raise ConfigError(
+            "this OpenCV shows no windows (it is built without them: opencv-python-headless?); write with --out instead"
+        ) from error
+
+
 def main(argv: list[str]) -> int:
     """``fastv2v stream --bundle NAME.v2v --conditions DIR --out VIDEO``."""
     args = parse(StreamArgs, "fastv2v stream", argv)
     check_output(args)
-    files = None if args.conditions is None else condition_files(args.conditions)
+    given = args.conditions
+    files = None if given is None or given == PIPE or given.is_file() else condition_files(given)
     with open_bundle(args.bundle, engine=args.engine, threads=args.threads) as stream:
-        seconds = _run(args, stream, files)
+        seconds, broken = _run(args, stream, files)
         stats = stream.stats
+    told = sys.stderr if args.is_piped_out else sys.stdout
+    where = args.out or "window"
     print(
-        f"{args.out}: {stats.frames} frames ({stats.keyframes} synthesised) in {seconds:.2f} s with reading and "
+        f"{where}: {stats.frames} frames ({stats.keyframes} synthesised) in {seconds:.2f} s with reading and "
         f"writing, {stats.frames / seconds:.1f} frames/s; synthesis {stats.synthesis_s:.2f} s, filling "
-        f"{stats.fill_s:.2f} s"
+        f"{stats.fill_s:.2f} s; a frame came {1000 * stats.mean_delay_s:.0f} ms after its condition on average, "
+        f"{1000 * stats.longest_delay_s:.0f} ms at most",
+        file=told,
     )
     print(
         json.dumps(
             {
-                "out": str(args.out),
+                "out": str(where),
                 "frames": stats.frames,
                 "keyframes": stats.keyframes,
                 "seconds": round(seconds, 3),
                 "synthesis_s": round(stats.synthesis_s, 3),
                 "fill_s": round(stats.fill_s, 3),
+                "mean_delay_s": round(stats.mean_delay_s, 4),
+                "longest_delay_s": round(stats.longest_delay_s, 4),
             }
-        )
+        ),
+        file=told,
+        flush=True,
     )
+    if broken is not None:
+        raise DataError(f"{broken} (the {stats.frames} frames before it are in {where})") from broken
     return 0
 
 
-def _run(args: StreamArgs, stream: Stream, files: list[Path] | None) -> float:
-    """Write every frame with a progress bar; returns the seconds it took."""
+def _run(args: StreamArgs, stream: Stream, files: list[Path] | None) -> tuple[float, FastV2VError | None]:
+    """Write every frame with a live counter; the seconds it took, and where the source broke off."""
     manifest = stream.manifest
-    if files is None:
+    names: list[str] | None
+    broken: list[FastV2VError] = []
+    if args.data is not None:
         taken = open_sequence(args, manifest)
-        names, conditions = taken.names, taken.conditions()
+        names, frames = taken.names, stream.frames(taken.conditions())
         if args.given_frame:
             stream.restart(taken.first_frame())
+    elif files is None:
+        assert args.conditions is not None  # StreamArgs sees to it
+        if args.instances is not None:
+            raise ConfigError(f"instance maps go with a folder of label maps; leave out --instances {args.instances}")
+        if args.seed_frame is not None:
+            stream.restart(_seed_of_size(args.seed_frame, manifest.size))
+        piped = args.conditions == PIPE
+        source = piped_conditions(sys.stdin.buffer, manifest) if piped else video_conditions(args.conditions, manifest)
+        names, frames = None, _until_it_breaks(stream, source, broken)
     else:
         encoder = manifest.condition.encoder
         if encoder in ("face", "pose"):
@@ -276,13 +349,51 @@ def _run(args: StreamArgs, stream: Stream, files: list[Path] | None) -> float:
             stream.restart(read_seed(args.seed_frame, files[0], manifest.size))
         labels = manifest.condition.kind == "labels"
         names = [file.stem for file in files]
-        conditions = read_conditions(files, manifest.size, labels=labels, instances=instances)
+        frames = stream.frames(read_conditions(files, manifest.size, labels=labels, instances=instances))
     began = time.perf_counter()
-    with tqdm(
-        stream.frames(conditions), total=len(names), unit="frame", desc=args.bundle.stem, dynamic_ncols=True
-    ) as bar:
-        write_frames(args.out, bar, names, manifest.fps)
-    return time.perf_counter() - began
+    total = None if names is None else len(names)
+    with tqdm(total=total, unit="frame", desc=args.bundle.stem, dynamic_ncols=True) as bar:
+        counted = _counted(stream, frames, bar)
+        shown = show_frames(counted, args.bundle.stem) if args.window else counted
+        if args.out is None:
+            for _ in shown:
+                pass
+        else:
+            write_frames(args.out, shown, names, manifest.fps)
+    return time.perf_counter() - began, broken[0] if broken else None
+
+
+def _counted(stream: Stream, frames: Iterable[DeliveredFrame], bar: tqdm[Any]) -> Iterator[DeliveredFrame]:
+    """Frames on their way, with frames a second and the mean delay so far on the bar."""
+    for item in frames:
+        bar.set_postfix_str(f"delay {1000 * stream.stats.mean_delay_s:.0f} ms", refresh=False)
+        bar.update()
+        yield item
+
+
+def _until_it_breaks(
+    stream: Stream, conditions: Iterable[ConditionMap], broken: list[FastV2VError]
+) -> Iterator[DeliveredFrame]:
+    """All frames that can be made, also where the source breaks off or shows something unfit; why goes to ``broken``.
+
+    Raises:
+        FastV2VError: if that is so before the first frame.
+    """
+    try:
+        for condition in conditions:
+            yield from stream.push(condition)
+    except StreamError:
+        raise
+    except FastV2VError as error:
+        if not stream.num_taken:
+            raise
+        broken.append(error)
+    yield from stream.flush()
+
+
+def _seed_of_size(path: Path, size: Size) -> NDArray[np.uint8]:
+    """A real first frame for conditions that are no files, scaled to the bundle's size."""
+    return _scale(read_image(path), size, "image")
 
 
 @dataclass(frozen=True)

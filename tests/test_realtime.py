@@ -1,0 +1,57 @@
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.realtime import PUBLISHED, main, make_drive, published_pipeline, realtime_benchmark, soak
+from export.engines import available_candidates
+from fastv2v.errors import ConfigError
+from fastv2v.metrics.image import psnr
+
+SIZE = (64, 128)
+
+
+def test_every_engine_stands_beside_the_published_pipeline():
+    rows = realtime_benchmark(["pico"], SIZE, gap=2, num_frames=7, repeats=1, threads=1)
+    ours = [row for row in rows if row["name"] == "pico"]
+    assert [row["engine"] for row in ours] == [str(candidate) for candidate in available_candidates()]
+    (theirs,) = (row for row in rows if row["name"] == PUBLISHED)
+    assert theirs["ratio"] == 1
+    assert theirs["gmacs_per_keyframe"] > 500 * ours[0]["gmacs_per_keyframe"]
+    for row in ours:
+        assert row["ratio"] == pytest.approx(row["median"] / theirs["median"])
+        assert 0 < row["synthesis_share"] <= 1.01 and 0 < row["fill_share"] < 1
+        assert 0 < row["interval_p50_ms"] <= row["interval_p95_ms"] <= row["interval_p99_ms"]
+
+
+def test_the_published_pipeline_delivers_every_frame_through_jpeg():
+    drive = make_drive(SIZE, 6)
+    made = list(published_pipeline(drive, 3, 1))
+    assert len(made) == 6
+    for index in (0, 3, 5):  # keyframes, exchanged for those of the drive
+        assert 28 < psnr(made[index], drive.frames[index]) < 60
+    assert all(frame.dtype == np.uint8 and frame.shape == (*SIZE, 3) for frame in made)
+
+
+def test_a_soak_counts_frames_and_compares_with_offline():
+    outcome = soak("pico", SIZE, 1100, gap=4, threads=1)
+    assert outcome.frames == 1100
+    assert outcome.same_as_offline
+    assert outcome.final_mb < 1.1 * outcome.early_mb
+    assert outcome.late_p99_ms > 0
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ConfigError, match="unknown student 'huge'; there are published"):
+        realtime_benchmark(["huge"], SIZE)
+    with pytest.raises(ConfigError, match="more than two gaps"):
+        realtime_benchmark(["pico"], SIZE, gap=4, num_frames=8)
+    with pytest.raises(ConfigError, match="at least 1100 frames"):
+        soak("pico", SIZE, 1000)
+
+
+def test_the_last_line_is_json(capsys, tmp_path):
+    main(("pico",), size=SIZE, num_frames=9, repeats=1, threads=1, published=False, json=tmp_path / "r.json")
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["suite"] == "realtime" and document["rows"][0]["ratio"] is None
+    assert json.loads((tmp_path / "r.json").read_text()) == document

@@ -1,0 +1,162 @@
+"""``fastv2v stream`` on videos and pipes: the same frames as from a folder, and what is due when one breaks off."""
+
+import io
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from test_runtime import SIZE, SPEC, label_maps, manifest
+from tiny_step import TinyStep
+
+from export.bundle import write_bundle
+from export.onnx_graph import export_step, write_self_test
+from fastv2v.cli import main as run
+from fastv2v.commands.sources import ClassColours
+from fastv2v.commands.stream import main
+from fastv2v.errors import ConfigError, DataError, MediaError
+from fastv2v.video import read_image, read_video, write_video
+
+HEIGHT, WIDTH = SIZE
+PALETTE = ((128, 64, 128), (220, 20, 60), (70, 70, 70), (70, 130, 180))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    export_step(TinyStep(), folder / "step.onnx", size=SIZE)
+    write_self_test(folder / "selftest.onnx")
+    files = {name: folder / name for name in ("step.onnx", "selftest.onnx")}
+    write_bundle(folder / "tiny.v2v", manifest(palette=PALETTE), files)
+    write_bundle(folder / "plain.v2v", manifest(palette=None), files)
+    with_borders = replace(SPEC, class_names=SPEC.class_names[:3], use_instances=True)
+    write_bundle(folder / "borders.v2v", manifest(condition=with_borders, palette=None), files)
+    return folder / "tiny.v2v"
+
+
+MAPS = [(x % 4).astype(np.uint8) for x in label_maps(10)]
+
+
+@pytest.fixture
+def wanted(bundle, tmp_path):
+    """What the same label maps give from a folder."""
+    (tmp_path / "labels").mkdir()
+    for index, ids in enumerate(MAPS):
+        assert cv2.imwrite(str(tmp_path / "labels" / f"{index:02}.png"), ids)
+    assert main(words(bundle, tmp_path / "labels", tmp_path / "wanted")) == 0
+    return [read_image(path) for path in sorted((tmp_path / "wanted").iterdir())]
+
+
+def words(bundle, conditions, out, *more):
+    options = ["--bundle", bundle, "--conditions", conditions, "--engine", "onnxruntime", "--threads", 1]
+    options += [] if out is None else ["--out", out]
+    return [str(word) for word in (*options, *more)]
+
+
+def made(folder):
+    return [read_image(path) for path in sorted(folder.iterdir())]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def pipe(monkeypatch, content):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+class TestVideo:
+    def test_a_lossless_video_of_ids(self, bundle, wanted, tmp_path):
+        video = tmp_path / "ids.mkv"
+        write_video(video, [np.repeat(x[..., None], 3, axis=2) for x in MAPS], 15, lossless=True)
+        assert main(words(bundle, video, tmp_path / "out")) == 0
+        assert same(made(tmp_path / "out"), wanted)
+        assert sorted(path.name for path in (tmp_path / "out").iterdir())[:2] == ["000000.png", "000001.png"]
+
+    def test_a_video_of_the_classes_colours(self, bundle, wanted, tmp_path):
+        video = tmp_path / "colours.mkv"
+        write_video(video, [np.array(PALETTE, np.uint8)[x] for x in MAPS], 15, lossless=True)
+        assert main(words(bundle, video, tmp_path / "out")) == 0
+        assert same(made(tmp_path / "out"), wanted)
+        with pytest.raises(ConfigError, match="names no colours of classes"):
+            main(words(bundle.with_name("plain.v2v"), video, tmp_path / "more"))
+
+    def test_colours_that_were_compressed_are_still_told_apart(self, tmp_path):
+        ids = np.kron(np.array([[0, 1], [2, 3]], np.uint8), np.ones((32, 32), np.uint8))
+        write_video(tmp_path / "lossy.mp4", [np.array(PALETTE, np.uint8)[ids]] * 3, 15, crf=28)
+        (seen, *_) = read_video(tmp_path / "lossy.mp4")
+        assert np.mean(ClassColours(PALETTE).of(seen) == ids) > 0.95
+
+    def test_what_a_video_cannot_hold_is_refused(self, bundle, tmp_path):
+        video = tmp_path / "ids.mkv"
+        write_video(video, [np.zeros((*SIZE, 3), np.uint8)] * 2, 15, lossless=True)
+        with pytest.raises(ConfigError, match="needs an instance map with each label map, which the video"):
+            main(words(bundle.with_name("borders.v2v"), video, tmp_path / "out"))
+        with pytest.raises(ConfigError, match="leave out --instances"):
+            main(words(bundle, video, tmp_path / "out", "--instances", tmp_path))
+        (tmp_path / "broken.mp4").write_bytes(b"no video")
+        with pytest.raises(MediaError, match=r"broken\.mp4"):
+            main(words(bundle, tmp_path / "broken.mp4", tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+
+
+class TestPipes:
+    def test_bytes_in_and_bytes_out(self, bundle, wanted, tmp_path, monkeypatch, capfdbinary):
+        pipe(monkeypatch, b"".join(x.tobytes() for x in MAPS))
+        capfdbinary.readouterr()
+        assert main(words(bundle, "-", "-")) == 0
+        said = capfdbinary.readouterr()
+        frames = np.frombuffer(said.out, np.uint8).reshape(-1, HEIGHT, WIDTH, 3)
+        assert same(list(frames), wanted)
+        summary = json.loads(said.err.decode().splitlines()[-1])
+        assert summary["out"] == "-" and summary["frames"] == 10
+        assert 0 < summary["mean_delay_s"] <= summary["longest_delay_s"]
+
+    @pytest.mark.parametrize(
+        ("content", "delivered", "message"),
+        [
+            (b"".join(x.tobytes() for x in MAPS[:6]) + b"123", 6, r"frame 6: the input broke off after 3 of 384 bytes"),
+            (b"".join(x.tobytes() for x in MAPS[:7]) + b"\x09" * 384 + MAPS[0].tobytes(), 7, r"frame 7: label id 9"),
+        ],
+    )
+    def test_frames_before_a_break_are_delivered(
+        self, bundle, wanted, tmp_path, monkeypatch, capsys, content, delivered, message
+    ):
+        pipe(monkeypatch, content)
+        with pytest.raises(DataError, match=rf"{message}.*\(the {delivered} frames before it are in .*out\)"):
+            main(words(bundle, "-", tmp_path / "out"))
+        frames = made(tmp_path / "out")
+        assert len(frames) == delivered
+        assert same(frames[:5], wanted[:5])  # the last gap is a shorter one
+
+    def test_nothing_at_all_is_an_error_of_its_own(self, bundle, tmp_path, monkeypatch, capsys):
+        pipe(monkeypatch, b"123")
+        assert run(["stream", *words(bundle, "-", tmp_path / "out")]) == 2
+        assert "broke off after 3 of 384 bytes" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+class TestWindow:
+    def test_it_needs_a_screen(self, bundle, wanted, tmp_path, monkeypatch):
+        monkeypatch.delenv("DISPLAY", raising=False)
+        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+        monkeypatch.setattr("sys.platform", "linux")
+        with pytest.raises(ConfigError, match="--window needs a screen and there is none"):
+            main(words(bundle, tmp_path / "labels", None, "--window"))
+
+    def test_frames_are_shown_until_q(self, bundle, wanted, tmp_path, monkeypatch):
+        shown = []
+        monkeypatch.setenv("DISPLAY", ":0")
+        monkeypatch.setattr("cv2.imshow", lambda title, picture: shown.append((title, picture)))
+        monkeypatch.setattr("cv2.waitKey", lambda ms: ord("q") if len(shown) == 4 else -1)
+        assert main(words(bundle, tmp_path / "labels", tmp_path / "out", "--window")) == 0
+        assert [title for title, _ in shown] == ["tiny"] * 4
+        assert np.array_equal(shown[1][1][..., ::-1], wanted[1])
+        assert len(made(tmp_path / "out")) == 3
+
+    def test_somebody_must_see_the_frames(self, bundle, tmp_path, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            main(words(bundle, tmp_path, None))
+        assert "give --out, --window or both" in " ".join(capsys.readouterr().err.split())
