@@ -27,6 +27,7 @@ def open_bundle(
     threads: int | None = None,
     overlap: bool = True,
     seed_frame: NDArray[np.uint8] | None = None,
+    causal: bool = False,
 ) -> Stream:
     """Check a bundle and open it as a stream.
 
@@ -38,13 +39,14 @@ def open_bundle(
         threads: CPU threads of the engine, None for all.
         overlap: synthesise in a worker thread while the calling thread interpolates.
         seed_frame: real first frame, uint8 RGB (H, W, 3), or None to start from nothing.
+        causal: hand over the frame of each condition at once, see ``Stream``.
 
     Returns:
         A stream that waits for its first condition.
 
     Raises:
         BundleError: if the bundle is damaged, or no engine can run it here.
-        ConfigError: if there is no such engine or precision.
+        ConfigError: if there is no such engine or precision, or a causal stream cannot choose its keyframes.
         DataError: if the seed frame does not suit the bundle.
         MissingExtraError: if the named engine is not installed.
     """
@@ -56,7 +58,7 @@ def open_bundle(
         candidate = Candidate(engine, precision or _measured_precision(manifest, engine))
         opened = open_tested_engine(candidate, folder, threads)
         log.info("%s: using %s with %d threads, as asked for", folder.name, candidate, opened.threads)
-    return Stream(opened, manifest, overlap=overlap, seed_frame=seed_frame)
+    return Stream(opened, manifest, overlap=overlap, seed_frame=seed_frame, causal=causal)
 
 
 def _measured(manifest: Manifest) -> list[Candidate]:

@@ -2,6 +2,9 @@
 
 Keyframes are synthesised where the selector asks for them, the frames between are interpolated. One worker thread
 synthesises the next keyframe while the calling thread fills the gap before it; what comes out is the same either way.
+
+A causal stream waits for no keyframe to come: every condition gives its frame at once, a keyframe or one that continues
+the motion of the last two.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from export.engines import StepEngine
 from export.history import ArrayHistory
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
 from fastv2v.errors import BundleError, ConfigError, DataError
+from interpolate.extrapolate import DISExtrapolator, Extrapolator, HoldExtrapolator
 from interpolate.fill import Interpolator, StreamFiller
 from interpolate.keyframes import KeyframeConfig, KeyframeSelector
 from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
@@ -129,9 +133,12 @@ class Stream:
         overlap: synthesise in a worker thread while the calling thread interpolates. The frames are the same; which
             call hands them over then depends on timing.
         seed_frame: real first frame, uint8 RGB (H, W, 3); it is delivered as frame 0 and the stream goes on from it.
+        causal: hand over the frame of each condition at once. Frames between keyframes are then extrapolated from the
+            keyframes before, which is worse than filling in; nothing overlaps.
 
     Raises:
         BundleError: if the manifest asks for keyframes or an interpolation that this version does not know.
+        ConfigError: if a causal stream shall choose keyframes by frames that come later.
         DataError: if the seed frame does not suit the bundle.
     """
 
@@ -142,11 +149,19 @@ class Stream:
         *,
         overlap: bool = True,
         seed_frame: NDArray[np.uint8] | None = None,
+        causal: bool = False,
     ) -> None:
         self.engine = engine
         self.manifest = manifest
         self._keyframes = _keyframe_config(manifest)
         self._interpolator = _interpolator(manifest)
+        self._is_causal = causal
+        if causal and self._keyframes.policy == "adaptive":
+            raise ConfigError(
+                f"the bundle {manifest.name} chooses keyframes by frames that come later (adaptive), so it cannot "
+                "stream causally; export it with --keyframes.policy uniform, causal or budgeted"
+            )
+        overlap = overlap and not causal
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keyframes") if overlap else None
         self._executor: _Executor = self._pool or _Inline()
         self._pending: deque[tuple[int, Future[_Keyframe]]] = deque()
@@ -169,6 +184,14 @@ class Stream:
     def engine_name(self) -> str:
         """Engine and precision, such as ``openvino bf16``."""
         return f"{self.engine.name} {self.engine.precision}"
+
+    @property
+    def frames_waited(self) -> int:
+        """How many conditions after its own a frame may have to wait for; the work itself comes on top."""
+        config = self._keyframes
+        if self._is_causal:
+            return 0
+        return config.gap - 1 + (config.look_ahead if config.policy == "adaptive" else 0)
 
     @property
     def num_taken(self) -> int:
@@ -212,6 +235,8 @@ class Stream:
         self._seed = seed
         self._selector = KeyframeSelector(self._keyframes, self.manifest.fps)
         self._filler = StreamFiller(self._interpolator)
+        self._extrapolator = _extrapolator(self.manifest)
+        self._latest: tuple[int, NDArray[np.integer] | None] | None = None
         self._history: ArrayHistory | None = None
         self._waiting: dict[int, ConditionMap] = {}
         self._classes: dict[int, NDArray[np.integer]] = {}
@@ -242,9 +267,11 @@ class Stream:
         taken = _checked_condition(condition, self.manifest.condition, self.manifest.size, f"frame {self._pushed}")
         self._waiting[self._pushed] = taken
         self._came[self._pushed] = time.perf_counter()
-        if taken.labels is not None:
-            self._classes[self._pushed] = taken.labels
         self._pushed += 1
+        if self._is_causal:
+            return [self._at_once(self._pushed - 1, taken)]
+        if taken.labels is not None:
+            self._classes[self._pushed - 1] = taken.labels
         frames = self._request(self._selector.push(_plane(taken)))
         frames += self._fill(self._collect(most_left=1, block=False))
         if self._failure is not None and not frames:
@@ -263,6 +290,9 @@ class Stream:
         if self._failure is not None:
             raise self._failure
         if self._finished or not self._pushed:
+            return []
+        if self._is_causal:
+            self._finished = True
             return []
         frames = self._request(self._selector.finish())
         frames += self._fill(self._collect(most_left=0, block=True))
@@ -294,6 +324,33 @@ class Stream:
             yield from error.frames
             raise
         yield from last
+
+    def _at_once(self, index: int, condition: ConditionMap) -> DeliveredFrame:
+        """The frame of a condition without waiting for others.
+
+        Raises:
+            StreamError: if it is a keyframe and could not be synthesised.
+        """
+        del self._waiting[index]
+        is_keyframe = bool(self._selector.push(_plane(condition)))
+        if is_keyframe:
+            self._pending.append((index, self._executor.submit(partial(self._synthesise, condition))))
+            made = self._collect(most_left=0, block=True)
+            if self._failure is not None:
+                raise self._failure
+            ((_, frame),) = made
+            before = None if self._latest is None else self._latest[0]
+            self._extrapolator.observe(frame, 1 if before is None else index - before)
+            self._latest = index, condition.labels
+        else:
+            assert self._latest is not None  # the first frame always is a keyframe
+            start = time.perf_counter()
+            keyframe, classes = self._latest
+            labels = None if classes is None or condition.labels is None else [classes, condition.labels]
+            frame = self._extrapolator.ahead(index - keyframe, labels)
+            self._count(fill_s=time.perf_counter() - start)
+        (delivered,) = self._deliver([(index, frame)], keyframe=index if is_keyframe else None)
+        return delivered
 
     def _request(self, keyframes: Iterable[int]) -> list[DeliveredFrame]:
         """Have keyframes synthesised, one in flight at a time; give what became due meanwhile."""
@@ -473,9 +530,21 @@ def _interpolator(manifest: Manifest) -> Interpolator:
         raise BundleError(f"manifest.json of {manifest.name}: interpolation: {error}; export it again") from error
 
 
+def _extrapolator(manifest: Manifest) -> Extrapolator:
+    """What continues motion where the interpolator fills it in; options that this one understood suit it too."""
+    options: dict[str, Any] = dict(manifest.interpolation)
+    return EXTRAPOLATORS[str(options.pop("method"))](**options)
+
+
 def _dis(**options: Any) -> Interpolator:
     return DISInterpolator(MotionConfig(**options))
 
 
+def _dis_ahead(**options: Any) -> Extrapolator:
+    return DISExtrapolator(MotionConfig(**options))
+
+
 INTERPOLATORS: Mapping[str, Callable[..., Interpolator]] = {"dis": _dis, "blend": BlendInterpolator}
 """Interpolation methods a bundle may name."""
+EXTRAPOLATORS: Mapping[str, Callable[..., Extrapolator]] = {"dis": _dis_ahead, "blend": HoldExtrapolator}
+"""What a causal stream does in their place."""

@@ -62,6 +62,11 @@ class KeyframeConfig:
                 f"{self.gap}; shorten the window or widen the gap"
             )
 
+    @property
+    def look_ahead(self) -> int:
+        """Frames that must come after one before ``adaptive`` knows whether it is a keyframe."""
+        return _look_ahead(self.window)
+
     def mean_gap(self, fps: float) -> float:
         """Distance of keyframes that is to be expected, in frames; the largest where the condition decides alone.
 

@@ -163,8 +163,8 @@ class _Plan:
         # One estimator for each size: for a small picture OpenCV's changes its own settings for good.
         self.flow = _flow_estimator(_GRADES[config.grade])
         self.grid_size = (self.working_size[0] + 1) // 2, (self.working_size[1] + 1) // 2
-        self.full_grid = _pixel_grid(width, height)
-        self.grid = _pixel_grid(*self.grid_size)
+        self.full_grid = pixel_grid(width, height)
+        self.grid = pixel_grid(*self.grid_size)
         self.working_to_grid = np.divide(self.grid_size, self.working_size, dtype=np.float32)
         self.grid_to_full = np.divide(self.full_size, self.grid_size, dtype=np.float32)
         # A pixel is lost when it comes back further off than 1/128 of the picture's width.
@@ -193,7 +193,7 @@ def _scaled(side: int, scale: float) -> int:
     return max(_LEAST_WORKING_SIDE, round(side * scale))
 
 
-def _pixel_grid(width: int, height: int) -> Field:
+def pixel_grid(width: int, height: int) -> Field:
     """Coordinates (x, y) of every pixel, (H, W, 2)."""
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     return cv2.merge([x, y])
@@ -277,12 +277,31 @@ class DISInterpolator:
         guides = self._guides(plan, labels, len(times))
         return [_compensate(plan, motion, time, guide) for time, guide in zip(times, guides, strict=True)]
 
+    def motion_into(self, first: Frame, second: Frame) -> Field | None:
+        """How what ``second`` shows has moved since ``first``.
+
+        Args:
+            first: an earlier frame, (H, W, 3) uint8.
+            second: a later one, same size.
+
+        Returns:
+            Motion (h, w, 2) of the pixels of ``second``, x then y, in pixels of a grid of about a quarter of the size;
+            None across a scene cut.
+
+        Raises:
+            ShapeError: if the frames differ in size or are not (H, W, 3) uint8.
+        """
+        check_pair(first, second, ())
+        motion = self._estimate(self._plan_for(first.shape[0], first.shape[1]), first, second)
+        threshold = self.config.cut_threshold
+        return None if threshold is not None and motion.unmatched > threshold else motion.reverse
+
     def _guides(self, plan: _Plan, labels: Sequence[Labels] | None, count: int) -> list[_Guide | None]:
         """What label maps say about each wanted frame; None where nothing is known or wanted."""
         doubt = self.config.doubt
         if labels is None or doubt is None or doubt == 1:
             return [None] * count
-        maps = [_comparable(label) for label in labels]
+        maps = [comparable(label) for label in labels]
         small = [cv2.resize(x, plan.grid_size, interpolation=cv2.INTER_NEAREST) for x in maps]
         ends, ends_small = (maps[0], maps[-1]), (small[0], small[-1])
         return [_Guide(ends, maps[k], (*ends_small, small[k]), doubt) for k in range(1, count + 1)]
@@ -330,12 +349,12 @@ def _unmatched(plan: _Plan, first: Frame, second: Frame, forward: Field, return_
     return float(np.mean((return_error > plan.lost) | (difference > _MATCH_GREY_LEVELS)))
 
 
-def _comparable(labels: Labels) -> Labels:
+def comparable(labels: Labels) -> Labels:
     """Class ids in a type that OpenCV can sample: those of bytes as they are, others as floats (exact to 2^24)."""
     return np.ascontiguousarray(labels) if labels.dtype == np.uint8 else labels.astype(np.float32)
 
 
-def _class_at(labels: Labels, positions: Field) -> Labels:
+def class_at(labels: Labels, positions: Field) -> Labels:
     """The class at the nearest pixel to each position."""
     return cv2.remap(labels, positions, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
 
@@ -356,7 +375,7 @@ def _compensate(plan: _Plan, motion: _Motion, time: float, guide: _Guide | None)
             borderMode=cv2.BORDER_REPLICATE,
         )
         if guide is not None:
-            fits.append(cv2.compare(_class_at(guide.ends[side], plan.positions), guide.wanted, cv2.CMP_EQ))
+            fits.append(cv2.compare(class_at(guide.ends[side], plan.positions), guide.wanted, cv2.CMP_EQ))
     cv2.addWeighted(plan.warped[0], 1 - time, plan.warped[1], time, 0, dst=plan.blended)
     if guide is not None:
         _favour_fitting(plan, fits, time, guide.doubt)
@@ -389,7 +408,7 @@ def _motion_at(plan: _Plan, motion: _Motion, time: float, guide: _Guide | None) 
         unlike = cv2.add(difference, error)
         if guide is not None:
             for labels, positions in zip(guide.small[:2], (in_first, in_second), strict=True):
-                strange = cv2.compare(_class_at(labels, positions), guide.small[2], cv2.CMP_NE)
+                strange = cv2.compare(class_at(labels, positions), guide.small[2], cv2.CMP_NE)
                 cv2.add(unlike, _STRANGE_CLASS_GREY_LEVELS, dst=unlike, mask=strange)
         cost = cv2.boxFilter(unlike, cv2.CV_32F, (5, 5)) + 1
         costs.append(cv2.pow(cost, 4))

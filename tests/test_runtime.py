@@ -177,6 +177,40 @@ class TestDelivery:
         assert [d.index for d in stream.flush()] == [5]
         assert stream.flush() == []
 
+    @pytest.mark.parametrize("method", ["blend", "dis"])
+    @pytest.mark.parametrize("policy", ["uniform", "causal"])
+    def test_a_causal_stream_gives_every_frame_at_once(self, method, policy):
+        details = manifest(keyframes={"policy": policy, "gap": 3}, interpolation={"method": method})
+        labels = label_maps(11)
+        waiting = list(Stream(FakeEngine(), details, overlap=False).frames(labels))
+        with Stream(FakeEngine(), details, causal=True) as stream:
+            handed = [stream.push(x) for x in labels]
+            assert [[d.index for d in frames] for frames in handed] == [[i] for i in range(11)]
+            assert stream.flush() == []
+            assert (stream.stats.frames, stream.frames_waited) == (11, 0)
+            with pytest.raises(StreamError, match="ended"):
+                stream.push(labels[0])
+        made = [d for (d,) in handed]
+        keyframes = [d for d in waiting if d.is_keyframe and d.index < 10]  # the last of a sequence is known too late
+        assert [d.index for d in made if d.is_keyframe and d.index < 10] == [d.index for d in keyframes]
+        assert all(np.array_equal(made[d.index].frame, d.frame) for d in keyframes)
+        if method == "blend":
+            assert np.array_equal(made[1].frame, made[0].frame)
+
+    def test_how_long_a_frame_waits_is_known(self):
+        assert Stream(FakeEngine(), manifest(gap=4)).frames_waited == 3
+        details = manifest(keyframes={"policy": "adaptive", "gap": 4, "window": 5})
+        assert Stream(FakeEngine(), details).frames_waited == 5
+        with pytest.raises(ConfigError, match="cannot stream causally; export it with"):
+            Stream(FakeEngine(), details, causal=True)
+
+    def test_a_causal_stream_names_the_keyframe_that_failed(self):
+        with Stream(FakeEngine(fail_at=1), manifest(gap=2), causal=True) as stream:
+            labels = label_maps(4)
+            assert [len(stream.push(x)) for x in labels[:2]] == [1, 1]
+            with pytest.raises(StreamError, match="keyframe 2 could not be synthesised"):
+                stream.push(labels[2])
+
     def test_an_interpolated_frame_lies_between_its_keyframes(self):
         frames = [d.frame.astype(int) for d in Stream(FakeEngine(), manifest(2)).frames(label_maps(3))]
         assert np.abs(2 * frames[1] - frames[0] - frames[2]).max() <= 1

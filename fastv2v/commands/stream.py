@@ -69,6 +69,9 @@ class StreamArgs:
     """Engine; auto takes the fastest that was measured and accepted at export."""
     threads: int | None = None
     """CPU threads; all by default."""
+    causal: bool = False
+    """Make every frame as soon as its condition is there: between keyframes the motion of the last two goes on, instead
+    of being filled in when the next one has come. For live use; quality is lower."""
     overwrite: bool = False
     """Replace a video, or a folder of nothing but PNG frames, of this name as a whole."""
 
@@ -285,7 +288,7 @@ def main(argv: list[str]) -> int:
     check_output(args)
     given = args.conditions
     files = None if given is None or given == PIPE or given.is_file() else condition_files(given)
-    with open_bundle(args.bundle, engine=args.engine, threads=args.threads) as stream:
+    with open_bundle(args.bundle, engine=args.engine, threads=args.threads, causal=args.causal) as stream:
         seconds, broken = _run(args, stream, files)
         stats = stream.stats
     told = sys.stderr if args.is_piped_out else sys.stdout
@@ -293,8 +296,8 @@ def main(argv: list[str]) -> int:
     print(
         f"{where}: {stats.frames} frames ({stats.keyframes} synthesised) in {seconds:.2f} s with reading and "
         f"writing, {stats.frames / seconds:.1f} frames/s; synthesis {stats.synthesis_s:.2f} s, filling "
-        f"{stats.fill_s:.2f} s; a frame came {1000 * stats.mean_delay_s:.0f} ms after its condition on average, "
-        f"{1000 * stats.longest_delay_s:.0f} ms at most",
+        f"{stats.fill_s:.2f} s; a frame waits for up to {stream.frames_waited} later conditions and came "
+        f"{1000 * stats.mean_delay_s:.0f} ms after its own on average, {1000 * stats.longest_delay_s:.0f} ms at most",
         file=told,
     )
     print(
@@ -306,6 +309,7 @@ def main(argv: list[str]) -> int:
                 "seconds": round(seconds, 3),
                 "synthesis_s": round(stats.synthesis_s, 3),
                 "fill_s": round(stats.fill_s, 3),
+                "frames_waited": stream.frames_waited,
                 "mean_delay_s": round(stats.mean_delay_s, 4),
                 "longest_delay_s": round(stats.longest_delay_s, 4),
             }
