@@ -131,7 +131,7 @@ def _student(name: str, channels: int) -> torch.nn.Module:
     return build_generator(STUDENTS[name](), channels, foreground).eval()
 
 
-def _bundle(name: str, drive: Drive, gap: int, folder: Path) -> float:
+def student_bundle(name: str, drive: Drive, gap: int, folder: Path) -> float:
     """Export an untrained student; its GMACs a keyframe."""
     model = _student(name, drive.spec.channels)
     cost = step_cost(model, drive.spec.channels, drive.size, keyframe_fraction=1 / gap)  # type: ignore[arg-type]
@@ -292,7 +292,7 @@ def realtime_benchmark(
     with tempfile.TemporaryDirectory() as scratch:
         for name in students:
             folder = Path(scratch, f"{name}.v2v")
-            costs[name] = _bundle(name, drive, gap, folder)
+            costs[name] = student_bundle(name, drive, gap, folder)
             for candidate in available_candidates():
                 stream, exchanged = _open(folder, candidate, drive, gap, threads)
                 key = name, str(candidate)
@@ -391,7 +391,7 @@ def soak(name: str, size: tuple[int, int], num_frames: int, *, gap: int = 4, thr
     there_and_back = [*drive.conditions, *drive.conditions[-2:0:-1]]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, f"{name}.v2v")
-        _bundle(name, drive, gap, folder)
+        student_bundle(name, drive, gap, folder)
         fastest = min(available_candidates(), key=lambda c: _candidate_ms(folder, c, drive, threads))
         options: dict[str, Any] = {"engine": fastest.engine, "precision": fastest.precision, "threads": threads}
         with open_bundle(folder, overlap=False, **options) as stream:
