@@ -73,7 +73,7 @@ def roofline(
         side: of the matrices.
 
     Returns:
-        One row for each student and engine, see ``COLUMNS``.
+        One row for each student and engine, see ``COLUMNS``; torch has no product to hold int8 against.
 
     Raises:
         ConfigError: if a student is unknown.
@@ -82,17 +82,17 @@ def roofline(
         raise ConfigError(f"unknown student {unknown[0]!r}; there are {', '.join(STUDENTS)}")
     torch.set_num_threads(threads)
     drive = make_drive(size, 2)
-    peaks = {c.precision: matrix_peak(c.precision, side=side) for c in available_candidates()}
+    peaks = {precision: matrix_peak(precision, side=side) for precision in _DTYPES}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in students:
             folder = Path(scratch, f"{name}.v2v")
             gmacs = student_bundle(name, drive, 4, folder)
-            for candidate in available_candidates():
+            for candidate in available_candidates(folder):
                 engine = open_tested_engine(candidate, folder, threads)
                 inputs = step_inputs(drive)
                 times = measure_latency(lambda e=engine, x=inputs: e.run(*x), warmup=3, repeats=repeats)  # type: ignore[misc]
-                rate, peak = gmacs / times.median_ms * 1e3, peaks[candidate.precision]
+                rate, peak = gmacs / times.median_ms * 1e3, peaks.get(candidate.precision)
                 rows.append(
                     {
                         "name": name,
@@ -103,7 +103,7 @@ def roofline(
                         "spread": times.spread_ms,
                         "gmacs_per_s": rate,
                         "peak_gmacs_per_s": peak,
-                        "share": rate / peak,
+                        "share": None if peak is None else rate / peak,
                     }
                 )
     return rows

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from export.bundle import (
+    INT8_GRAPH,
     SELF_TEST,
     STEP_GRAPH,
     Cost,
@@ -22,8 +23,9 @@ from export.bundle import (
     write_bundle,
 )
 from export.choose import EngineGuard, Probe, choose_engine
-from export.engines import REFERENCE, check_warp, open_engine
+from export.engines import INT8, REFERENCE, check_warp, open_engine
 from export.onnx_graph import OPSET, compare_rollout, export_step, write_self_test
+from export.quantize import calibration_feeds, quantize_step
 from fastv2v.contracts import StepModel
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError, ParityError
@@ -66,6 +68,7 @@ def build_bundle(
     *,
     tolerance: float = 1e-3,
     measure: bool = True,
+    int8: bool = True,
     guard: EngineGuard | None = None,
     threads: int | None = None,
     overwrite: bool = False,
@@ -83,6 +86,8 @@ def build_bundle(
         frames: the real frames of the same moments, (T, 3, H, W) in [-1, 1], to judge engines by.
         tolerance: greatest difference allowed between graph and module, in units of [-1, 1].
         measure: choose the engine by measurement on this machine; otherwise ``auto`` means ONNX Runtime.
+        int8: also measure engines on a quantised copy of the graph, calibrated on the same clip; the bundle keeps the
+            copy where it passes the guard.
         guard: how much quality an engine may cost.
         threads: CPU threads for the measurement, None for all.
         overwrite: replace an earlier bundle of this name.
@@ -126,9 +131,15 @@ def build_bundle(
         files = {STEP_GRAPH: step, SELF_TEST: self_test}
         if measure:
             draft = Path(scratch, folder.name)
+            probe = Probe(conditions.cpu().numpy(), None if frames is None else frames.cpu().numpy())
+            if int8:
+                feeds = calibration_feeds(open_engine(REFERENCE, step, threads), probe, model.history_length)
+                if quantize_step(step, quantised := Path(scratch, INT8_GRAPH), feeds):
+                    files[INT8_GRAPH] = quantised
             write_bundle(draft, manifest, files)
-            real = None if frames is None else frames.cpu().numpy()
-            choose_engine(draft, Probe(conditions.cpu().numpy(), real), guard=guard, threads=threads)
+            choice = choose_engine(draft, probe, guard=guard, threads=threads)
             manifest = load_manifest(draft)
+            if not any(m.accepted for m in choice.measurements if m.precision == INT8):
+                files.pop(INT8_GRAPH, None)
         write_bundle(folder, manifest, files, overwrite=overwrite)
     return load_manifest(folder)

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 STEP_GRAPH = "step.onnx"
+INT8_GRAPH = "step.int8.onnx"
+"""The step with quantised convolutions, where a bundle has one."""
 SELF_TEST = "selftest.onnx"
 SUFFIX = ".v2v"
 

@@ -150,7 +150,7 @@ def choose_engine(
     used = threads or this_machine()["cores"]
     reference = _try(opener(REFERENCE, folder, threads), probe, manifest.history_length)
     results = [_judge(REFERENCE, used, reference, reference, probe, guard)]
-    for candidate in candidates if candidates is not None else available_candidates():
+    for candidate in candidates if candidates is not None else available_candidates(folder):
         if candidate == REFERENCE:
             continue
         try:

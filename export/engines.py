@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import SELF_TEST, STEP_GRAPH
+from export.bundle import INT8_GRAPH, SELF_TEST, STEP_GRAPH
 from fastv2v.environment import describe_machine, has_fast_bf16
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
 
@@ -26,6 +26,8 @@ STEP_INPUTS = ("condition", "history_conditions", "history_frames", "valid")
 STEP_OUTPUTS = ("frame", "hallucinated", "flow", "occlusion")
 
 Array = NDArray[np.float32]
+INT8 = "int8"
+"""Precision of engines that run the graph with quantised convolutions."""
 
 
 class StepEngine(Protocol):
@@ -105,10 +107,13 @@ class GraphEngine(ABC):
 
 
 class OnnxRuntimeEngine(GraphEngine):
-    """ONNX Runtime on the CPU, float32: runs everywhere, and is what the others are measured against."""
+    """ONNX Runtime on the CPU: runs everywhere, and in float32 is what the others are measured against.
+
+    ``int8`` is a property of the graph it is given; the rest of that graph runs in float32.
+    """
 
     name = "onnxruntime"
-    precisions = ("f32",)
+    precisions = ("f32", "int8")
 
     def __init__(self, path: Path, threads: int | None = None, precision: str = "f32") -> None:
         super().__init__(path, threads, precision)
@@ -136,10 +141,13 @@ class OnnxRuntimeEngine(GraphEngine):
 
 
 class OpenVINOEngine(GraphEngine):
-    """OpenVINO on the CPU. ``bf16`` only where the processor computes in it; elsewhere it would be emulated."""
+    """OpenVINO on the CPU. ``bf16`` only where the processor computes in it; elsewhere it would be emulated.
+
+    ``int8`` is a property of the graph it is given; the rest of that graph runs in float32.
+    """
 
     name = "openvino"
-    precisions = ("f32", "bf16", "f16")
+    precisions = ("f32", "bf16", "f16", "int8")
 
     def __init__(self, path: Path, threads: int | None = None, precision: str = "f32") -> None:
         super().__init__(path, threads, precision)
@@ -151,20 +159,21 @@ class OpenVINOEngine(GraphEngine):
             raise BundleError(
                 f"this processor ({this_machine()['cpu']}) has neither amx_bf16 nor avx512_bf16; choose precision f32"
             )
+        hint = "f32" if precision == INT8 else precision
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self.threads,
             # Stated even for f32: left alone, the CPU plugin takes bf16 wherever it can.
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": hint,
         }
         try:
             compiled = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot open {path}: {_last_line(error)}") from error
         taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if taken != precision:  # f16 becomes bf16 on some processors, without a word
-            raise BundleError(f"OpenVINO computes in {taken} on this processor when asked for {precision}; choose that")
+        if taken != hint:  # f16 becomes bf16 on some processors, without a word
+            raise BundleError(f"OpenVINO computes in {taken} on this processor when asked for {hint}; choose that")
         self.shapes = {value.get_any_name(): tuple(value.shape) for value in compiled.inputs}
         self._outputs = [value.get_any_name() for value in compiled.outputs]
         self._request = compiled.create_infer_request()
@@ -211,11 +220,17 @@ def available_engines() -> tuple[str, ...]:
     return tuple(name for name in ENGINES if find_spec(name) is not None)
 
 
-def available_candidates() -> tuple[Candidate, ...]:
-    """What is worth measuring here. OpenVINO's f16 is not: CPUs emulate it, slower than f32, or take bf16 instead."""
+def available_candidates(folder: Path | None = None) -> tuple[Candidate, ...]:
+    """What is worth measuring here. OpenVINO's f16 is not: CPUs emulate it, slower than f32, or take bf16 instead.
+
+    Args:
+        folder: a bundle; int8 is among them where it holds the graph for it.
+    """
     candidates = [REFERENCE, Candidate("openvino", "f32")]
     if has_fast_bf16():
         candidates.append(Candidate("openvino", "bf16"))
+    if folder is not None and (folder / INT8_GRAPH).is_file():
+        candidates += [Candidate("onnxruntime", INT8), Candidate("openvino", INT8)]
     return tuple(c for c in candidates if c.engine in available_engines())
 
 
@@ -252,7 +267,8 @@ def open_tested_engine(candidate: Candidate, folder: Path, threads: int | None =
         MissingExtraError: if it is not installed.
     """
     check_warp(open_engine(candidate, Path(folder) / SELF_TEST, 1))
-    return open_engine(candidate, Path(folder) / STEP_GRAPH, threads)
+    graph = INT8_GRAPH if candidate.precision == INT8 else STEP_GRAPH
+    return open_engine(candidate, Path(folder) / graph, threads)
 
 
 @dataclass(frozen=True)

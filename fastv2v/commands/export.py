@@ -50,6 +50,9 @@ class Export:
     """How much quality a faster engine may cost."""
     measure: bool = True
     """Choose the engine by measuring; otherwise the bundle names none and ONNX Runtime is used."""
+    int8: bool = True
+    """Also measure engines on a copy of the graph with quantised convolutions, calibrated on the same keyframes; the
+    bundle keeps it where it passes the guard."""
     task: str | None = None
     """Kind of material, for the manifest; by default street, face or pose after the condition."""
     fps: float = 15.0
@@ -123,6 +126,7 @@ def export_bundle(args: Export) -> Manifest:
         clip.frames[0],
         tolerance=args.tolerance,
         measure=args.measure,
+        int8=args.int8,
         guard=args.guard,
         threads=args.threads,
         overwrite=args.overwrite,

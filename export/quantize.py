@@ -1,0 +1,126 @@
+"""The step graph in int8: post-training quantisation of its inner convolutions, calibrated on real conditions.
+
+Weights are quantised per output channel, activations by the range they take over calibration, asymmetrically: after a
+ReLU half of a symmetric range would lie idle. Convolutions with few channels on either side stay as they are: those at
+full size, which wait for memory and not for arithmetic, and those that draw flow, where a step of 1/256 of the range is
+pixels of motion. So does everything else. Runs without torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from export.choose import Probe, roll_out
+from export.engines import STEP_INPUTS, Array, StepEngine
+from fastv2v.errors import MissingExtraError
+
+LEAST_CHANNELS = 16
+"""Convolutions that take or give fewer channels keep their floating point."""
+
+Feeds = Mapping[str, Array]
+
+
+class _Recorder:
+    """An engine that remembers what it was fed."""
+
+    def __init__(self, engine: StepEngine) -> None:
+        self._engine, self.name, self.precision = engine, engine.name, engine.precision
+        self.feeds: list[Feeds] = []
+
+    def run(
+        self, condition: Array, history_conditions: Array, history_frames: Array, valid: Array
+    ) -> dict[str, NDArray[Any]]:
+        """See ``StepEngine.run``."""
+        given = (condition, history_conditions, history_frames, valid)
+        self.feeds.append({name: x.copy() for name, x in zip(STEP_INPUTS, given, strict=True)})
+        return self._engine.run(*given)
+
+
+def calibration_feeds(engine: StepEngine, probe: Probe, history_length: int) -> list[Feeds]:
+    """What a step sees in use: the probe rolled out from nothing and, where there are real frames, from the first one.
+
+    Args:
+        engine: in full precision.
+        probe: a clip of the training part.
+        history_length: N-1.
+
+    Returns:
+        Inputs of every step.
+    """
+    recorder = _Recorder(engine)
+    for seed in [None] if probe.frames is None else [None, probe.frames[0]]:
+        for _ in roll_out(recorder, probe.conditions, history_length, seed):
+            pass
+    return recorder.feeds
+
+
+def quantize_step(step: Path, out: Path, feeds: Sequence[Feeds], *, least_channels: int = LEAST_CHANNELS) -> int:
+    """Write an int8 copy of a step graph, with the same inputs and outputs in float32.
+
+    Args:
+        step: the graph.
+        out: file to write; none where nothing is worth quantising.
+        feeds: inputs that ranges are taken from.
+        least_channels: convolutions with fewer channels on either side are left out.
+
+    Returns:
+        How many convolutions were quantised; 0 where there is none, and then nothing is written.
+
+    Raises:
+        MissingExtraError: if onnx or onnxruntime is not installed.
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"int8 needs {error.name}, which comes with the extra export: pip install fastv2v[export]"
+        ) from error
+    graph = onnx.load(str(step)).graph
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    chosen = [n.name for n in convolutions if min(weights.get(n.input[1], (0, 0))[:2]) >= least_channels]
+    if not chosen:
+        return 0
+    names = {value.name for value in graph.input}
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = iter(feeds)
+
+        def get_next(self) -> dict[str, Array] | None:
+            feed = next(self._left, None)
+            return None if feed is None else {name: x for name, x in feed.items() if name in names}
+
+    with _quiet():
+        quantize_static(
+            str(step),
+            str(out),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv"],
+            nodes_to_quantize=chosen,
+            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        )
+    return len(chosen)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser gives advice on the root logger that does not apply: shapes are fixed and norms are folded."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
