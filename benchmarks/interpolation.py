@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from fastv2v.data.images import IMAGE_SUFFIXES, read_label
 from fastv2v.errors import ConfigError, DataError, FastV2VError, MediaError
 from interpolate.fill import Interpolator, SequenceInterpolator, fill
 from interpolate.keyframes import uniform_keyframes
@@ -31,7 +32,7 @@ Frame = NDArray[np.uint8]
 Labels = NDArray[np.integer]
 Row = dict[str, Any]
 
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+_IMAGE_SUFFIXES = frozenset({*IMAGE_SUFFIXES, ".webp"})
 _PSNR_LIMIT_DB = 100.0
 
 
@@ -87,20 +88,12 @@ def load_labels(folder: Path, size: tuple[int, int], limit: int | None = None) -
         (H, W) class ids.
 
     Raises:
-        DataError: if there is no folder, it holds no pictures, or one has several channels.
-        MediaError: if a picture cannot be decoded.
+        DataError: if there is no folder, it holds no pictures, or one is no label map.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; give the label maps of the sequence")
-    maps = []
-    for path in _pictures(folder)[:limit]:
-        label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if label is None:
-            raise MediaError(f"{path} cannot be decoded as a picture")
-        if label.ndim != 2:
-            raise DataError(f"{path} has {label.shape[2]} channels; a label map has one, of class ids")
-        maps.append(cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
-    return maps
+    maps = (read_label(path) for path in _pictures(folder)[:limit])
+    return [cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT) for label in maps]
 
 
 def load_frames(source: Path, size: tuple[int, int], limit: int | None = None) -> list[Frame]:

@@ -1,13 +1,14 @@
-"""Ways to choose keyframes, beside each other at the same number of keyframes: what the filled-in frames are worth.
+"""Ways to choose keyframes, beside each other at no more keyframes than ``uniform``: what the filled frames are worth.
 
-Keyframes are real frames, so nothing but their choice and the filling counts. ``uniform`` sets the number; the other
-policies may leave gaps twice as long and are tuned, by the one number each has for it, to come as close to it from
-below as they can. ``adaptive`` sees the whole sequence, the others nothing of the future.
+Keyframes are real frames, so nothing but their choice and the filling counts. ``uniform`` sets the most there may be;
+the other policies may leave gaps twice as long and are tuned to come as close to it from below as they can.
+``adaptive`` sees the whole sequence, the others nothing of the future.
 """
 
 from __future__ import annotations
 
 import json as json_format
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -48,9 +49,10 @@ def policy_benchmark(frames: Sequence[Frame], labels: Sequence[Labels], gap: int
         fps: frames a second, for the budget.
 
     Returns:
-        One row for each policy: ``policy``, ``keyframes``, ``longest_gap``, ``setting`` (what it was tuned to),
-        ``filled_psnr_db`` (mean over the filled-in frames), ``all_psnr_db`` (of the mean squared error over all
-        frames, keyframes counting as exact: what a policy with fewer keyframes cannot win by) and ``worst_psnr_db``.
+        One row for each policy that can do with as many keyframes: ``policy``, ``keyframes``, ``longest_gap``,
+        ``setting`` (what it was tuned to), ``filled_psnr_db`` (mean over the filled-in frames), ``all_psnr_db`` (of the
+        mean squared error over all frames, keyframes counting as exact: what a policy with fewer keyframes cannot win
+        by) and ``worst_psnr_db``.
 
     Raises:
         ConfigError: if there is not one label map for each frame, or too few frames for two gaps.
@@ -62,7 +64,10 @@ def policy_benchmark(frames: Sequence[Frame], labels: Sequence[Labels], gap: int
     most = len(uniform_keyframes(len(frames), gap))
     rows = []
     for config in _policies(gap, fps):
-        chosen, tuned = _closest(config, labels, fps, most)
+        choice = _closest(config, labels, fps, most)
+        if choice is None:
+            continue
+        chosen, tuned = choice
         made = fill([frames[i] for i in chosen], chosen, len(frames), DISInterpolator(), labels)
         known = set(chosen)
         scores = [psnr_db(made[i], frames[i]) for i in range(len(frames)) if i not in known]
@@ -93,28 +98,32 @@ def _policies(gap: int, fps: float) -> list[KeyframeConfig]:
 
 def _closest(
     config: KeyframeConfig, labels: Sequence[Labels], fps: float, most: int
-) -> tuple[list[int], KeyframeConfig]:
-    """The choice with the most keyframes that are no more than ``most``, over the settings of a policy.
+) -> tuple[list[int], KeyframeConfig] | None:
+    """The choice with the most keyframes, but no more than ``most``, over the settings of a policy; None if all have.
 
-    Raises:
-        ConfigError: if every setting asks for more.
+    Of two with as many, the one with the shorter longest gap.
     """
-    choices = [(select_keyframes(setting, labels, fps), setting) for setting in _settings(config)]
-    within = [choice for choice in choices if len(choice[0]) <= most]
-    if not within:
-        raise ConfigError(f"the policy {config.policy} needs more than {most} keyframes here; take a wider gap")
-    return max(within, key=lambda choice: len(choice[0]))
+    within = []
+    for setting in _settings(config, fps):
+        chosen = select_keyframes(setting, labels, fps)
+        if len(chosen) <= most:
+            within.append((chosen, setting))
+    return max(within, key=lambda choice: (len(choice[0]), -max(np.diff(choice[0]))), default=None)
 
 
-def _settings(config: KeyframeConfig) -> Iterator[KeyframeConfig]:
+def _settings(config: KeyframeConfig, fps: float) -> Iterator[KeyframeConfig]:
     """What a policy can be tuned by."""
     match config.policy:
         case "adaptive":
-            for min_gap in range(1, (config.gap + 1) // 2 + 1):
-                yield replace(config, min_gap=min_gap)
+            for gap in range(config.gap // 2, config.gap + 1):
+                for min_gap in range(1, (gap + 1) // 2 + 1):
+                    yield replace(config, gap=gap, min_gap=min_gap)
         case "causal":
             for every in np.arange(1, config.gap + 0.01, 0.1):
                 yield replace(config, every=round(float(every), 1))
+        case "budgeted":
+            for per_second in range(math.ceil(fps / config.gap), math.ceil(fps) + 1):
+                yield replace(config, per_second=per_second)
         case _:
             yield config
 
@@ -133,7 +142,7 @@ def main(
     Args:
         frames: folder of pictures of one sequence, or a video file.
         labels: folder of their label maps.
-        gap: distance of the uniform keyframes; the others get the same number of keyframes.
+        gap: distance of the uniform keyframes; the others get no more keyframes.
         fps: frames a second, for the budget.
         size: height and width to reduce the frames to (INTER_AREA).
         limit: use no more than this many frames.

@@ -227,7 +227,8 @@ class DistillTask:
                 pictures = (x[:, judged].flatten(0, 1) for x in (made, goal))
                 terms["kd_perceptual"] = self.objective.perceptual(*pictures)
         if weights.kd_contrast > 0:
-            terms["kd_contrast"] = contrast_distance(made.flatten(0, 1), goal.flatten(0, 1))
+            whole = (x[:, -count:].flatten(0, 1) for x in (seen.frames, seen.goals))  # a mask has edges of its own
+            terms["kd_contrast"] = contrast_distance(*whole)
         if weights.kd_temporal > 0:
             last = chunk.start + count
             between = reference.flow[:, last - seen.frames.shape[1] : last - 1]

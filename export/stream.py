@@ -187,11 +187,15 @@ class Stream:
 
     @property
     def frames_waited(self) -> int:
-        """How many conditions after its own a frame may have to wait for; the work itself comes on top."""
+        """How many conditions after its own a frame may have to wait for at most.
+
+        Up to its keyframe's own, and where that is made beside the conditions that follow, up to a gap more.
+        """
         config = self._keyframes
         if self._is_causal:
             return 0
-        return config.gap - 1 + (config.look_ahead if config.policy == "adaptive" else 0)
+        waited = config.gap - 1 + (config.look_ahead if config.policy == "adaptive" else 0)
+        return waited if self._pool is None else waited + config.gap
 
     @property
     def num_taken(self) -> int:
@@ -511,7 +515,9 @@ def _plane(condition: ConditionMap) -> NDArray[Any]:
 
 def _keyframe_config(manifest: Manifest) -> KeyframeConfig:
     try:
-        return KeyframeConfig(**manifest.keyframes)  # type: ignore[arg-type]
+        config = KeyframeConfig(**manifest.keyframes)  # type: ignore[arg-type]
+        KeyframeSelector(config, manifest.fps)  # refuses a gap that the budget does not allow
+        return config
     except (TypeError, ConfigError) as error:
         raise BundleError(f"manifest.json of {manifest.name}: keyframes: {error}; export the bundle again") from error
 

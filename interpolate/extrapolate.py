@@ -113,11 +113,11 @@ class DISExtrapolator:
             return latest.copy()
         positions = _origins(self._motion, steps / self._distance, latest.shape[:2])
         moved: Frame = cv2.remap(latest, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        if labels is not None and self.config.doubt is not None:
-            now, wanted = (comparable(x) for x in labels)
+        if labels is not None and self.config.doubt not in (None, 1):
+            now, wanted = comparable(labels)
             differs = cv2.compare(class_at(now, positions), wanted, cv2.CMP_NE)
             stays = cv2.compare(now, wanted, cv2.CMP_EQ)
-            share = 1 / (1 + self.config.doubt)
+            share = 1 / (1 + (self.config.doubt or 0.0))
             mixed = cv2.addWeighted(latest, share, moved, 1 - share, 0)
             cv2.copyTo(mixed, cv2.bitwise_and(differs, stays), moved)
         return moved

@@ -21,7 +21,7 @@ Policy = Literal["uniform", "adaptive", "causal", "budgeted"]
 
 @dataclass(frozen=True, kw_only=True)
 class KeyframeConfig:
-    """How keyframes are chosen. The first and the last frame always are."""
+    """How keyframes are chosen. The first frame always is one, and the last where the end is known in time."""
 
     policy: Policy = "uniform"
     """``uniform``: every ``gap`` frames. ``adaptive``: where the condition changes most, which is known a few frames
@@ -30,7 +30,7 @@ class KeyframeConfig:
     gap: int = 4
     """Largest distance between two keyframes, in frames, whatever the policy."""
     min_gap: int = 1
-    """Smallest distance (``adaptive`` only); at most (gap + 1) / 2, so that any longer stretch can be split."""
+    """Smallest distance (not for ``uniform``); at most (gap + 1) / 2, so that any longer stretch can be split."""
     window: int = 5
     """Length of the Hann window that smooths the change (``adaptive`` only): 1 (none) or odd; 3 smooths nothing."""
     every: float | None = None
@@ -48,6 +48,8 @@ class KeyframeConfig:
                 f"{self.gap}; leave it out elsewhere"
             )
         has_budget = self.per_second is not None
+        if has_budget and not isinstance(self.per_second, int):
+            raise ConfigError(f"per_second is a whole number of keyframes, got {self.per_second!r}")
         if has_budget != (self.policy == "budgeted") or (self.per_second is not None and self.per_second < 1):
             raise ConfigError(
                 f"per_second ({self.per_second}) is the budget of the policy budgeted, at least 1; give both or neither"
@@ -316,7 +318,8 @@ class _Pace:
     @property
     def is_due(self) -> bool:
         """Whether this frame should be a keyframe."""
-        return self._since > 0 and self._since >= self._mean * self._every
+        # Sums of equal changes round: a hair less than enough is enough.
+        return self._since > 0 and self._since >= self._mean * self._every * (1 - 1e-9)
 
     def begin(self) -> None:
         """Count anew from a keyframe."""

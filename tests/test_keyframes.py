@@ -220,10 +220,12 @@ class TestDecidedAtOnce:
         assert chosen + selector.finish() == select_keyframes(selector.config, maps)
         assert len(maps) - chosen[-1] <= gap
 
-    def test_steady_change_gets_the_pace_that_was_asked_for(self):
-        config = KeyframeConfig(policy="causal", gap=6, every=3)
-        assert select_keyframes(config, changing([10] * 30)) == [*range(0, 31, 3)]
-        assert config.mean_gap(25) == 3
+    @pytest.mark.parametrize("every", range(1, 11))
+    def test_steady_change_gets_the_pace_that_was_asked_for(self, every):
+        config = KeyframeConfig(policy="causal", gap=10, every=every)
+        chosen = select_keyframes(config, changing([10] * 60))
+        assert chosen[:-1] == [*range(0, 60, every)][: len(chosen) - 1]
+        assert config.mean_gap(25) == every
 
     def test_a_burst_of_change_gets_keyframes_and_calm_the_largest_gap(self):
         chosen = select_keyframes(KeyframeConfig(policy="causal", gap=8, every=4), changing([5] * 40 + [60] + [0] * 24))
@@ -266,6 +268,7 @@ class TestDecidedAtOnce:
         ({"policy": "budgeted"}, "per_second"),
         ({"per_second": 3}, "give both or neither"),
         ({"policy": "budgeted", "per_second": 0}, "at least 1"),
+        ({"policy": "budgeted", "per_second": 2.5}, "whole number"),
         ({"every": 2.0}, "policy causal"),
         ({"policy": "causal", "every": 9.0}, "from 1 to the gap of 4"),
         ({"policy": "random"}, "unknown"),

@@ -31,7 +31,7 @@ def test_policies_that_follow_the_condition_do_better_with_as_many_keyframes():
     assert all(row["keyframes"] <= 11 and row["longest_gap"] <= 8 for row in rows.values())
     assert causal["all_psnr_db"] > uniform["all_psnr_db"]
     assert causal["worst_psnr_db"] <= causal["filled_psnr_db"]
-    assert rows["budgeted"]["setting"]["per_second"] == 4
+    assert rows["budgeted"]["setting"]["per_second"] >= 4
 
 
 def test_nonsense_is_refused():

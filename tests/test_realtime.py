@@ -3,7 +3,15 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.realtime import PUBLISHED, main, make_drive, published_pipeline, realtime_benchmark, soak
+from benchmarks.realtime import (
+    PUBLISHED,
+    main,
+    make_drive,
+    published_pipeline,
+    published_student,
+    realtime_benchmark,
+    soak,
+)
 from export.engines import available_candidates
 from fastv2v.errors import ConfigError
 from fastv2v.metrics.image import psnr
@@ -27,7 +35,7 @@ def test_every_engine_stands_beside_the_published_pipeline():
 
 def test_the_published_pipeline_delivers_every_frame_through_jpeg():
     drive = make_drive(SIZE, 6)
-    made = list(published_pipeline(drive, 3, 1))
+    made = list(published_pipeline(published_student(drive.spec.channels), drive, 3, 1))
     assert len(made) == 6
     for index in (0, 3, 5):  # keyframes, exchanged for those of the drive
         assert 28 < psnr(made[index], drive.frames[index]) < 60

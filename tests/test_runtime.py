@@ -197,10 +197,32 @@ class TestDelivery:
         if method == "blend":
             assert np.array_equal(made[1].frame, made[0].frame)
 
-    def test_how_long_a_frame_waits_is_known(self):
-        assert Stream(FakeEngine(), manifest(gap=4)).frames_waited == 3
+    @pytest.mark.parametrize("delay_s", [0.0, 0.03])
+    @pytest.mark.parametrize("overlap", [False, True])
+    @pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+    def test_no_frame_waits_longer_than_is_said(self, policy, overlap, delay_s):
+        details = manifest(keyframes={"policy": policy, "gap": 4, "window": 5})
+        with Stream(FakeEngine(delay_s=delay_s), details, overlap=overlap) as stream:
+            waited = [now - d.index for now, x in enumerate(label_maps(30)) for d in stream.push(x)]
+            assert 3 <= max(waited) <= stream.frames_waited <= 9
+
+    def test_a_causal_stream_can_begin_again(self):
+        details = manifest(keyframes={"policy": "uniform", "gap": 3}, interpolation={"method": "dis"})
+        labels = label_maps(8)
+        with Stream(FakeEngine(), details, causal=True) as stream:
+            first = [d.frame for d in stream.frames(labels)]
+            stream.restart()
+            again = [d.frame for d in stream.frames(labels)]
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+    def test_keyframes_that_cannot_be_kept_are_a_damaged_bundle(self):
+        for budget, said in ((1, "fewer than a gap of 4 needs"), (2.5, "whole number")):
+            details = manifest(keyframes={"policy": "budgeted", "gap": 4, "per_second": budget})
+            with pytest.raises(BundleError, match=said):
+                Stream(FakeEngine(), details)
+
+    def test_adaptive_keyframes_cannot_be_causal(self):
         details = manifest(keyframes={"policy": "adaptive", "gap": 4, "window": 5})
-        assert Stream(FakeEngine(), details).frames_waited == 5
         with pytest.raises(ConfigError, match="cannot stream causally; export it with"):
             Stream(FakeEngine(), details, causal=True)
 

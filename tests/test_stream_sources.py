@@ -17,7 +17,7 @@ from fastv2v.cli import main as run
 from fastv2v.commands.sources import ClassColours
 from fastv2v.commands.stream import main
 from fastv2v.errors import ConfigError, DataError, MediaError
-from fastv2v.video import read_image, read_video, write_video
+from fastv2v.video import probe_video, read_image, read_video, write_video
 
 HEIGHT, WIDTH = SIZE
 PALETTE = ((128, 64, 128), (220, 20, 60), (70, 70, 70), (70, 130, 180))
@@ -80,7 +80,7 @@ class TestVideo:
         write_video(video, [np.array(PALETTE, np.uint8)[x] for x in MAPS], 15, lossless=True)
         assert main(words(bundle, video, tmp_path / "out")) == 0
         assert same(made(tmp_path / "out"), wanted)
-        with pytest.raises(ConfigError, match="names no colours of classes"):
+        with pytest.raises(ConfigError, match="names no colours of classes; give a lossless"):
             main(words(bundle.with_name("plain.v2v"), video, tmp_path / "more"))
 
     def test_colours_that_were_compressed_are_still_told_apart(self, tmp_path):
@@ -88,6 +88,25 @@ class TestVideo:
         write_video(tmp_path / "lossy.mp4", [np.array(PALETTE, np.uint8)[ids]] * 3, 15, crf=28)
         (seen, *_) = read_video(tmp_path / "lossy.mp4")
         assert np.mean(ClassColours(PALETTE).of(seen) == ids) > 0.95
+
+    def test_the_first_frame_decides_what_grey_means(self, bundle, tmp_path):
+        colours = [np.array(PALETTE, np.uint8)[x] for x in MAPS[:3]]
+        building = np.full((*SIZE, 3), 70, np.uint8)  # a colour that is grey, and no id
+        write_video(tmp_path / "a.mkv", [building, *colours], 15, lossless=True)
+        assert main(words(bundle, tmp_path / "a.mkv", tmp_path / "a")) == 0
+        assert len(made(tmp_path / "a")) == 4
+        write_video(tmp_path / "b.mkv", [np.zeros((*SIZE, 3), np.uint8), *colours], 15, lossless=True)
+        with pytest.raises(DataError, match=r"frame 1 is coloured, and the frames before it were class ids"):
+            main(words(bundle, tmp_path / "b.mkv", tmp_path / "b"))
+
+    def test_another_size_and_rate(self, bundle, wanted, tmp_path, caplog):
+        large = [cv2.resize(x, (3 * WIDTH, 3 * HEIGHT), interpolation=cv2.INTER_NEAREST) for x in MAPS]
+        write_video(tmp_path / "large.mkv", [np.repeat(x[..., None], 3, 2) for x in large], 30, lossless=True)
+        assert main(words(bundle, tmp_path / "large.mkv", tmp_path / "out.mkv")) == 0
+        assert probe_video(tmp_path / "out.mkv").fps == 30
+        assert "has 30 frames/s and the bundle was trained at 17" in caplog.text
+        assert main(words(bundle, tmp_path / "large.mkv", tmp_path / "out")) == 0
+        assert same(made(tmp_path / "out"), wanted)
 
     def test_what_a_video_cannot_hold_is_refused(self, bundle, tmp_path):
         video = tmp_path / "ids.mkv"
@@ -154,7 +173,28 @@ class TestWindow:
         assert main(words(bundle, tmp_path / "labels", tmp_path / "out", "--window")) == 0
         assert [title for title, _ in shown] == ["tiny"] * 4
         assert np.array_equal(shown[1][1][..., ::-1], wanted[1])
-        assert len(made(tmp_path / "out")) == 3
+        assert len(made(tmp_path / "out")) == 4
+
+    def test_other_errors_are_not_blamed_on_the_window(self, bundle, wanted, tmp_path, monkeypatch):
+        monkeypatch.setenv("DISPLAY", ":0")
+        monkeypatch.setattr("cv2.imshow", lambda title, picture: None)
+        monkeypatch.setattr("cv2.waitKey", lambda ms: -1)
+        (tmp_path / "labels" / "05.png").write_bytes(b"broken")
+        with pytest.raises(DataError, match=r"05\.png"):
+            main(words(bundle, tmp_path / "labels", None, "--window"))
+
+
+class TestCausal:
+    def test_every_frame_comes_at_once(self, bundle, wanted, tmp_path, capsys):
+        assert main(words(bundle, tmp_path / "labels", tmp_path / "out", "--causal")) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["frames_waited"] == 0
+        frames = made(tmp_path / "out")
+        assert len(frames) == 10
+        assert same([frames[i] for i in (0, 4, 8)], [wanted[i] for i in (0, 4, 8)])
+
+
+class TestScreen:
+    """What is needed before a window can open."""
 
     def test_somebody_must_see_the_frames(self, bundle, tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
 from fastv2v.architecture import Architecture, Stage, Trained
 from fastv2v.checkpoint import load_tensors, load_weights, read_state, weights_file
@@ -84,8 +90,8 @@ def continue_discriminators(objective: VideoObjective, checkpoint: Path, *, grow
         if not grown:
             if f"{name}.safetensors" not in saved:
                 raise CheckpointError(
-                    f"{checkpoint} has no {name} to go on from: the stage before was trained without it; train both "
-                    "stages with --teacher or both without"
+                    f"{checkpoint} holds no {name} to go on from: it was trained with other options of the objective, "
+                    "or one of the two stages with --teacher and the other without; train both alike"
                 )
             load_weights(module, weights_file(checkpoint, name))
         elif f"{name}.safetensors" in saved:
@@ -282,9 +288,19 @@ def check_size(generator: StepModel, size: Size, what: str) -> None:
         _check_large_enough(generator, generator, size, what)
 
 
+_NOT_IN_SHAPES_ALONE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+    NotImplementedError,
+)
+"""What a step raises that looks at values, or does what has no rule for shapes."""
+
+
 def _check_large_enough(generator: StepModel, module: nn.Module, size: Size, what: str) -> None:
     """Take one step in shapes alone: what is too small fails there as it would after minutes of preparation."""
-    was_training = module.training
+    modes = {inner: inner.training for inner in module.modules()}
     module.eval()  # no statistics move
     past, channels = generator.history_length, generator.condition_channels
     try:
@@ -294,8 +310,8 @@ def _check_large_enough(generator: StepModel, module: nn.Module, size: Size, wha
                 like.new_zeros(1, past, channels, *size), like.new_zeros(1, past, 3, *size), like.new_ones(1)
             )
             generator.step(like.new_zeros(1, channels, *size), history)
-    except DataDependentOutputException:
-        pass  # it looks at values, which only a real step has
+    except _NOT_IN_SHAPES_ALONE:
+        pass  # only a real step can tell
     except (RuntimeError, ShapeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -303,7 +319,8 @@ def _check_large_enough(generator: StepModel, module: nn.Module, size: Size, wha
             "or take a network that halves the size less often"
         ) from error
     finally:
-        module.train(was_training)
+        for inner, mode in modes.items():
+            inner.training = mode
 
 
 def check_held_out(clips: Sequence[Clip], least: int, remedy: str) -> None:

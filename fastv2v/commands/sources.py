@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Manifest
 from export.runtime import ConditionMap
+from fastv2v.data.conditions import ConditionSpec
+from fastv2v.data.transforms import GeometryConfig, Size, apply_geometry, draw_geometry
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.video import read_video
 
@@ -64,38 +65,60 @@ def check_plain(manifest: Manifest, what: str) -> None:
         )
 
 
-def video_conditions(path: Path, manifest: Manifest) -> Iterator[ConditionMap]:
-    """Conditions from a video, resized to the bundle's size: the nearest pixel for classes, an average for pictures.
+def scale(picture: NDArray[Any], size: Size, kind: Literal["image", "label"]) -> NDArray[Any]:
+    """To a bundle's size by the rules of the data set: the nearest pixel of label maps, an average of pictures."""
+    config = GeometryConfig(mode="exact", size=size, interpolation="area")
+    source = picture.shape[0], picture.shape[1]
+    return apply_geometry(draw_geometry(config, source, None, "test"), picture, kind)
 
-    Where a bundle takes label maps, grey pictures hold class ids (of a lossless video: compression changes them) and
-    coloured ones the colours of its classes, of which the nearest is taken.
+
+def video_conditions(path: Path, manifest: Manifest) -> Iterator[ConditionMap]:
+    """Conditions from a video, scaled to the bundle's size as training data are.
+
+    Where a bundle takes label maps, a video shows class ids in grey (it must be lossless: compression changes them), or
+    the colours of its classes, of which the nearest is taken. The first frame decides which: grey with known ids only
+    means ids.
 
     Args:
         path: any video that ffmpeg reads.
         manifest: of the bundle.
 
     Raises:
-        ConfigError: if the bundle's conditions are no single pictures.
+        ConfigError: if the bundle's conditions are no single pictures, or it has no colours for a coloured video.
+        DataError: if colours follow ids.
         MediaError: if the video is missing or damaged.
     """
     check_plain(manifest, f"the video {path}")
+    spec = manifest.condition
     colours: ClassColours | None = None
     for index, picture in enumerate(read_video(path)):
         name = f"{path} frame {index}"
-        if manifest.condition.encoder == "rgb":
-            yield _picture_condition(_resize(picture, manifest.size, cv2.INTER_AREA), name)
+        if spec.encoder == "rgb":
+            yield _picture_condition(scale(picture, manifest.size, "image"), name)
             continue
-        picture = _resize(picture, manifest.size, cv2.INTER_NEAREST_EXACT)
-        if (picture[..., 0] == picture[..., 1]).all() and (picture[..., 0] == picture[..., 2]).all():
+        picture = scale(picture, manifest.size, "label")
+        is_grey = bool((picture == picture[..., :1]).all())
+        if index == 0 and not (is_grey and _are_ids(picture[..., 0], spec)):
+            if manifest.palette is None:
+                raise ConfigError(
+                    f"{name} does not show class ids in grey, and the bundle {manifest.name} names no colours of "
+                    "classes; give a lossless video of class ids"
+                )
+            colours = ClassColours(manifest.palette)
+        if colours is not None:
+            yield ConditionMap(labels=colours.of(picture), name=name)
+        elif is_grey:
             yield ConditionMap(labels=np.ascontiguousarray(picture[..., 0]), name=name)
-            continue
-        if manifest.palette is None:
-            raise ConfigError(
-                f"{name} is coloured, and the bundle {manifest.name} names no colours of classes; give a lossless "
-                "video of class ids in grey"
+        else:
+            raise DataError(
+                f"{name} is coloured, and the frames before it were class ids in grey; give a video of the one or the "
+                "other (a compressed one cannot hold ids)"
             )
-        colours = colours or ClassColours(manifest.palette)
-        yield ConditionMap(labels=colours.of(picture), name=name)
+
+
+def _are_ids(grey: NDArray[np.uint8], spec: ConditionSpec) -> bool:
+    known = grey < spec.num_classes
+    return bool((known if spec.ignore_id is None else known | (grey == spec.ignore_id)).all())
 
 
 def piped_conditions(source: IO[bytes], manifest: Manifest) -> Iterator[ConditionMap]:
@@ -130,13 +153,6 @@ def piped_conditions(source: IO[bytes], manifest: Manifest) -> Iterator[Conditio
         else:
             yield ConditionMap(labels=pixels.reshape(height, width), name=name)
         index += 1
-
-
-def _resize(picture: NDArray[np.uint8], size: tuple[int, int], how: int) -> NDArray[np.uint8]:
-    resized: NDArray[np.uint8] = picture
-    if picture.shape[:2] != size:
-        resized = cv2.resize(picture, size[::-1], interpolation=how)
-    return resized
 
 
 def _picture_condition(picture: NDArray[np.uint8], name: str) -> ConditionMap:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -21,16 +23,17 @@ from tqdm import tqdm
 from export.bundle import Manifest
 from export.runtime import ConditionMap, DeliveredFrame, Stream, StreamError, open_bundle
 from fastv2v.commands.arguments import parse
-from fastv2v.commands.sources import piped_conditions, video_conditions
+from fastv2v.commands.sources import piped_conditions, scale, video_conditions
 from fastv2v.data.conditions import maps_to_float
 from fastv2v.data.face import FaceConfig
 from fastv2v.data.folder import FolderConfig, FrameReader, Phase, VideoFolder, by_number, open_folder
 from fastv2v.data.images import is_image_file, read_image, read_label
 from fastv2v.data.pose import PoseConfig
-from fastv2v.data.transforms import Geometry, GeometryConfig, Size, apply_geometry, draw_geometry
+from fastv2v.data.transforms import Geometry, GeometryConfig, Size, draw_geometry
 from fastv2v.errors import ConfigError, DataError, FastV2VError
-from fastv2v.video import VIDEO_SUFFIXES, VideoWriter, write_image
+from fastv2v.video import VIDEO_SUFFIXES, VideoWriter, probe_video, write_image
 
+_LOG = logging.getLogger(__name__)
 PIPE: Final = Path("-")
 """Names standard input or output."""
 
@@ -43,7 +46,7 @@ class StreamArgs:
     """Bundle folder, NAME.v2v."""
     out: Path | None = None
     """Video to write (.mp4, .mkv), or a folder for PNG frames; either appears when it is complete. - writes raw RGB to
-    standard output, H x W x 3 bytes a frame, as they come."""
+    standard output, H x W x 3 bytes a frame, as they come; what is else told goes to standard error then."""
     window: bool = False
     """Show the frames in a window as they come; q closes it and ends the stream."""
     conditions: Path | None = None
@@ -84,7 +87,7 @@ class StreamArgs:
         if self.out is None and not self.window:
             raise ConfigError("nobody would see the frames: give --out, --window or both")
         if (self.conditions is None) == (self.data is None):
-            raise ConfigError("give either --conditions, a folder of pictures, or --data, a data set")
+            raise ConfigError("give either --conditions, a folder, a video or -, or --data, a data set")
         of_data = self.sequence is not None or self.given_frame or self.phase != "test" or self.test_tail
         of_pictures = self.instances is not None or self.seed_frame is not None
         if (of_data and self.data is None) or (of_pictures and self.data is not None):
@@ -101,7 +104,7 @@ def condition_files(folder: Path) -> list[Path]:
         DataError: if there is no such folder, it holds none, or two have the same stem.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder of pictures; check the path")
+        raise DataError(f"{folder}: there is no such folder of pictures, or video; check the path")
     files: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if is_image_file(path) and path.is_file()):
         other = files.setdefault(path.stem, path)
@@ -154,15 +157,15 @@ def read_conditions(
         first = first or (file, _size(picture))
         _check_size(file, _size(picture), *first)
         if not labels:
-            maps = np.moveaxis(_scale(picture, size, "image"), -1, 0).astype(np.float32) / 127.5 - 1
+            maps = np.moveaxis(scale(picture, size, "image"), -1, 0).astype(np.float32) / 127.5 - 1
             yield ConditionMap(maps=maps, name=str(file))
             continue
         borders = None
         if instances is not None:
             borders = read_label(instances[index])
             _check_size(instances[index], _size(borders), file, first[1])
-            borders = _scale(borders, size, "label")
-        yield ConditionMap(labels=_scale(picture, size, "label"), instances=borders, name=str(file))
+            borders = scale(borders, size, "label")
+        yield ConditionMap(labels=scale(picture, size, "label"), instances=borders, name=str(file))
 
 
 def read_seed(path: Path, first: Path, size: Size) -> NDArray[np.uint8]:
@@ -179,7 +182,7 @@ def read_seed(path: Path, first: Path, size: Size) -> NDArray[np.uint8]:
     picture = read_image(path)
     if _size(picture) != size:
         _check_size(path, _size(picture), first, _size(read_image(first)))
-    return _scale(picture, size, "image")
+    return scale(picture, size, "image")
 
 
 def check_output(args: StreamArgs) -> None:
@@ -271,11 +274,20 @@ def show_frames(frames: Iterable[DeliveredFrame], title: str) -> Iterator[Delive
         raise ConfigError("--window needs a screen and there is none (DISPLAY is not set); write with --out instead")
     try:
         for item in frames:
-            cv2.imshow(title, cv2.cvtColor(item.frame, cv2.COLOR_RGB2BGR))
-            if cv2.waitKey(1) & 0xFF == ord("q"):
-                return
+            has_ended = _show(item.frame, title)
             yield item
-        cv2.destroyAllWindows()
+            if has_ended:
+                return
+    finally:
+        with contextlib.suppress(cv2.error):  # there may never have been one
+            cv2.destroyAllWindows()
+
+
+def _show(frame: NDArray[np.uint8], title: str) -> bool:
+    """Show one frame; whether the user has pressed q."""
+    try:
+        cv2.imshow(title, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        return cv2.waitKey(1) & 0xFF == ord("q")
     except cv2.error as error:
         raise ConfigError(
             "this OpenCV shows no windows (it is built without them: opencv-python-headless?); write with --out instead"
@@ -289,13 +301,13 @@ def main(argv: list[str]) -> int:
     given = args.conditions
     files = None if given is None or given == PIPE or given.is_file() else condition_files(given)
     with open_bundle(args.bundle, engine=args.engine, threads=args.threads, causal=args.causal) as stream:
-        seconds, broken = _run(args, stream, files)
+        written, seconds, broken = _run(args, stream, files)
         stats = stream.stats
     told = sys.stderr if args.is_piped_out else sys.stdout
     where = args.out or "window"
     print(
-        f"{where}: {stats.frames} frames ({stats.keyframes} synthesised) in {seconds:.2f} s with reading and "
-        f"writing, {stats.frames / seconds:.1f} frames/s; synthesis {stats.synthesis_s:.2f} s, filling "
+        f"{where}: {written} frames ({stats.keyframes} synthesised) in {seconds:.2f} s with reading and "
+        f"writing, {written / seconds:.1f} frames/s; synthesis {stats.synthesis_s:.2f} s, filling "
         f"{stats.fill_s:.2f} s; a frame waits for up to {stream.frames_waited} later conditions and came "
         f"{1000 * stats.mean_delay_s:.0f} ms after its own on average, {1000 * stats.longest_delay_s:.0f} ms at most",
         file=told,
@@ -304,7 +316,7 @@ def main(argv: list[str]) -> int:
         json.dumps(
             {
                 "out": str(where),
-                "frames": stats.frames,
+                "frames": written,
                 "keyframes": stats.keyframes,
                 "seconds": round(seconds, 3),
                 "synthesis_s": round(stats.synthesis_s, 3),
@@ -318,13 +330,14 @@ def main(argv: list[str]) -> int:
         flush=True,
     )
     if broken is not None:
-        raise DataError(f"{broken} (the {stats.frames} frames before it are in {where})") from broken
+        raise DataError(f"{broken} (the {written} frames before it are in {where})") from broken
     return 0
 
 
-def _run(args: StreamArgs, stream: Stream, files: list[Path] | None) -> tuple[float, FastV2VError | None]:
-    """Write every frame with a live counter; the seconds it took, and where the source broke off."""
+def _run(args: StreamArgs, stream: Stream, files: list[Path] | None) -> tuple[int, float, FastV2VError | None]:
+    """Write every frame with a live counter: how many, the seconds it took, and where the source broke off."""
     manifest = stream.manifest
+    fps = manifest.fps
     names: list[str] | None
     broken: list[FastV2VError] = []
     if args.data is not None:
@@ -338,8 +351,11 @@ def _run(args: StreamArgs, stream: Stream, files: list[Path] | None) -> tuple[fl
             raise ConfigError(f"instance maps go with a folder of label maps; leave out --instances {args.instances}")
         if args.seed_frame is not None:
             stream.restart(_seed_of_size(args.seed_frame, manifest.size))
-        piped = args.conditions == PIPE
-        source = piped_conditions(sys.stdin.buffer, manifest) if piped else video_conditions(args.conditions, manifest)
+        if args.conditions == PIPE:
+            source = piped_conditions(sys.stdin.buffer, manifest)
+        else:
+            source = video_conditions(args.conditions, manifest)
+            fps = _rate_of(args.conditions, manifest)
         names, frames = None, _until_it_breaks(stream, source, broken)
     else:
         encoder = manifest.condition.encoder
@@ -357,14 +373,28 @@ def _run(args: StreamArgs, stream: Stream, files: list[Path] | None) -> tuple[fl
     began = time.perf_counter()
     total = None if names is None else len(names)
     with tqdm(total=total, unit="frame", desc=args.bundle.stem, dynamic_ncols=True) as bar:
-        counted = _counted(stream, frames, bar)
-        shown = show_frames(counted, args.bundle.stem) if args.window else counted
+        shown = _counted(stream, show_frames(frames, args.bundle.stem) if args.window else frames, bar)
         if args.out is None:
             for _ in shown:
                 pass
         else:
-            write_frames(args.out, shown, names, manifest.fps)
-    return time.perf_counter() - began, broken[0] if broken else None
+            write_frames(args.out, shown, names, fps)
+        written = int(bar.n)
+    return written, time.perf_counter() - began, broken[0] if broken else None
+
+
+def _rate_of(video: Path, manifest: Manifest) -> float:
+    """Frames a second of a video, at which its frames are delivered again."""
+    fps = float(probe_video(video).fps)
+    if abs(fps / manifest.fps - 1) > 0.01:
+        _LOG.warning(
+            "%s has %g frames/s and the bundle was trained at %g: motion looks faster or slower to it, and a budget of "
+            "keyframes a second counts its own seconds",
+            video,
+            fps,
+            manifest.fps,
+        )
+    return fps
 
 
 def _counted(stream: Stream, frames: Iterable[DeliveredFrame], bar: tqdm[Any]) -> Iterator[DeliveredFrame]:
@@ -392,12 +422,17 @@ def _until_it_breaks(
         if not stream.num_taken:
             raise
         broken.append(error)
-    yield from stream.flush()
+    try:
+        last = stream.flush()
+    except StreamError as error:
+        yield from error.frames
+        raise
+    yield from last
 
 
 def _seed_of_size(path: Path, size: Size) -> NDArray[np.uint8]:
     """A real first frame for conditions that are no files, scaled to the bundle's size."""
-    return _scale(read_image(path), size, "image")
+    return scale(read_image(path), size, "image")
 
 
 @dataclass(frozen=True)
@@ -511,9 +546,3 @@ def _check_size(path: Path, size: Size, other: Path, expected: Size) -> None:
             f"{path} is {size[1]}x{size[0]} pixels and {other} is {expected[1]}x{expected[0]}; all pictures of a "
             "stream must have the same size"
         )
-
-
-def _scale(picture: NDArray[Any], size: Size, kind: Literal["image", "label"]) -> NDArray[Any]:
-    """To the bundle's size by the rules of the data set."""
-    config = GeometryConfig(mode="exact", size=size, interpolation="area")
-    return apply_geometry(draw_geometry(config, _size(picture), None, "test"), picture, kind)

@@ -13,6 +13,10 @@ source "$(dirname "$0")/../story.sh"
 source scripts/distillation/students.sh
 minutes="${MINUTES:-20}" students="${STUDENTS:-micro@3 nano@3 pico@4}"
 first="${students%% *}"
+gap_of_first="${first#*@}"
+for one in $students; do
+    [[ "$one" == ?*@[1-9]* ]] || { echo "STUDENTS names PRESET@GAP, for example micro@3, not $one" >&2; exit 2; }
+done
 
 teacher "$minutes" "$@"
 groups=()
@@ -21,11 +25,11 @@ for one in $students; do
     for seed in $seeds; do
         [ "$one" = "$first" ] || [ "$seed" = "$first_seed" ] || continue
         until_fewer_than "$jobs"
-        student "$one-$seed" "$one" "$seed" "$minutes" --teacher "$runs/teacher" --taught "$runs/taught" "$@" &
+        student "${one/@/-}-$seed" "$one" "$seed" "$minutes" --teacher "$runs/teacher" --taught "$runs/taught" "$@" &
         started+=("$!")
-        members+=("$runs/$one-$seed/temporal")
+        members+=("$runs/${one/@/-}-$seed/temporal")
     done
-    groups+=(--student "$one=$(IFS=,; echo "${members[*]}")")
+    groups+=(--student "${one/@/-}@${one#*@}=$(IFS=,; echo "${members[*]}")")
 done
 members=()
 for seed in $seeds; do
@@ -34,9 +38,9 @@ for seed in $seeds; do
     started+=("$!")
     members+=("$runs/alone-$seed/temporal")
 done
-groups+=(--student "alone@${first#*@}=$(IFS=,; echo "${members[*]}")")
+groups+=(--student "alone@$gap_of_first=$(IFS=,; echo "${members[*]}")")
 until_fewer_than 1
 
 run fastv2v compare --teacher "$runs/teacher" "${groups[@]}" --data "$data" --out "$runs/comparison" \
-    --judge "$runs/judge.safetensors" --subject "${first%@*}" --alone alone --max-cost 0.05 \
+    --judge "$runs/judge.safetensors" --subject "${first/@/-}" --alone alone --max-cost 0.05 \
     --within-psnr 0.3 --within-ssim 0.005 --within-vmaf 2 --within-miou 1 --no-worse-warping
