@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -215,7 +216,7 @@ class Stream:
         )
 
         def step() -> object:
-            encoded = encode_condition_numpy(spec, taken.labels, taken.instances, taken.maps)
+            encoded = encode_condition_numpy(spec, taken.labels, taken.instances, taken.maps, out=past.next_condition)
             return self.engine.run(encoded[None], past.conditions, past.frames, past.valid)
 
         return step
@@ -392,7 +393,10 @@ class Stream:
     def _synthesise(self, condition: ConditionMap) -> _Keyframe:
         """Make one keyframe and remember it, unrounded, for the next."""
         start = time.perf_counter()
-        encoded = encode_condition_numpy(self.manifest.condition, condition.labels, condition.instances, condition.maps)
+        place = None if self._history is None else self._history.next_condition
+        encoded = encode_condition_numpy(
+            self.manifest.condition, condition.labels, condition.instances, condition.maps, out=place
+        )
         if self._history is None:
             seed = None if self._seed is None else _from_uint8(self._seed)
             self._history = ArrayHistory(encoded, self.manifest.history_length, seed)
@@ -437,8 +441,10 @@ class Stream:
 
 def _to_uint8(frame: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(3, H, W) in [-1, 1] to (H, W, 3), rounded to nearest."""
-    levels = np.rint((frame.transpose(1, 2, 0) + 1) * 127.5)
-    return np.ascontiguousarray(np.clip(levels, 0, 255).astype(np.uint8))
+    # OpenCV rounds and saturates above; what lies below -1 must not come back from the other side.
+    picture = cv2.merge([np.maximum(channel, -1) for channel in frame])
+    levels: NDArray[np.uint8] = cv2.convertScaleAbs(picture, alpha=127.5, beta=127.5)
+    return levels
 
 
 def _from_uint8(frame: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -186,6 +186,7 @@ def encode_condition_numpy(
     maps: NDArray[np.float32] | None = None,
     *,
     where: str = "condition",
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Encode the condition of one frame.
 
@@ -195,6 +196,7 @@ def encode_condition_numpy(
         instances: instance ids, (H, W), when the spec uses them.
         maps: channels, (C, H, W), for map conditions.
         where: file or frame, for messages.
+        out: (C, H, W) to write into and return, contiguous; a new array by default.
 
     Returns:
         (C, H, W) float32: one-hot labels, then the instance edge channel; or the maps as they are.
@@ -207,18 +209,29 @@ def encode_condition_numpy(
         if maps is None or maps.ndim != 3 or maps.shape[0] != spec.map_channels:
             got = "none" if maps is None else str(maps.shape)
             raise ShapeError(f"{where}: expected maps of shape ({spec.map_channels}, H, W), got {got}")
-        return np.ascontiguousarray(maps, dtype=np.float32)
+        if out is None:
+            return np.ascontiguousarray(maps, dtype=np.float32)
+        out[:] = maps
+        return out
     if labels is None:
         raise DataError(f"{where}: a label map is needed and none was given")
     if labels.ndim != 2:
         raise ShapeError(f"{where}: a label map has shape (H, W), got {labels.shape}")
     check_label_ids(labels, spec, where)
-    ids = np.arange(spec.num_classes).reshape(-1, 1, 1)
-    channels = [(labels[None] == ids).astype(np.float32)]
     if spec.use_instances:
         if instances is None:
             raise DataError(f"{where}: an instance map is needed and none was given")
         if instances.shape != labels.shape:
             raise ShapeError(f"{where}: instance map {instances.shape} and label map {labels.shape} differ in size")
-        channels.append(instance_edges_numpy(instances)[None])
-    return np.concatenate(channels)
+    if out is None:
+        out = np.zeros((spec.channels, *labels.shape), np.float32)
+    else:
+        out.fill(0)
+    # One write for each pixel, not a comparison with every class.
+    ids, pixels = labels.ravel(), np.arange(labels.size)
+    if (ignored := ids >= spec.num_classes).any():
+        ids, pixels = ids[~ignored], pixels[~ignored]
+    out.reshape(spec.channels, -1)[ids, pixels] = 1
+    if spec.use_instances and instances is not None:
+        out[spec.num_classes] = instance_edges_numpy(instances)
+    return out
