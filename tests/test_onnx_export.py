@@ -207,7 +207,7 @@ class TestEngines:
             twin.step(torch.zeros(2, 4, *SIZE), None)
 
     def test_settings_that_make_no_sense_are_refused(self, exported):
-        with pytest.raises(ConfigError, match="onnxruntime runs in f32, not in 'bf16'"):
+        with pytest.raises(ConfigError, match="onnxruntime runs in f32 or int8, not in 'bf16'"):
             OnnxRuntimeEngine(exported.path, 1, "bf16")
         with pytest.raises(ConfigError, match="threads must be at least 1"):
             OnnxRuntimeEngine(exported.path, 0)
