@@ -21,8 +21,8 @@ import tyro
 
 from benchmarks.realtime import Drive, make_drive, student_bundle
 from benchmarks.results import BenchmarkResult, Row, format_table, write_result
-from export.engines import Candidate, available_candidates, open_tested_engine
-from fastv2v.errors import ConfigError, FastV2VError, MissingExtraError
+from export.engines import Candidate, available_candidates, open_tested_engine, openvino_core
+from fastv2v.errors import ConfigError, FastV2VError
 from fastv2v.measure.latency import measure_latency
 from students.presets import STUDENTS
 
@@ -124,10 +124,6 @@ def layer_profile(student: str, size: tuple[int, int], *, threads: int = 2, repe
     Raises:
         MissingExtraError: if OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("the profile needs OpenVINO's clock: pip install openvino") from error
     precision = "bf16" if Candidate("openvino", "bf16") in available_candidates() else "f32"
     drive = make_drive(size, 2)
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,7 +135,7 @@ def layer_profile(student: str, size: tuple[int, int], *, threads: int = 2, repe
             "INFERENCE_PRECISION_HINT": precision,
             "PERF_COUNT": True,
         }
-        compiled = openvino.Core().compile_model(str(folder / "step.onnx"), "CPU", settings)
+        compiled = openvino_core().compile_model(str(folder / "step.onnx"), "CPU", settings)
         request = compiled.create_infer_request()
         inputs = dict(zip([x.get_any_name() for x in compiled.inputs], step_inputs(drive), strict=True))
         spent: dict[str, list[float]] = defaultdict(list)

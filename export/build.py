@@ -29,7 +29,6 @@ from export.quantize import calibration_feeds, quantize_step
 from fastv2v.contracts import StepModel
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError, ParityError
-from interpolate.keyframes import KeyframeConfig, KeyframeSelector
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ def build_bundle(
         BundleError: if the folder exists and may not be replaced.
         ParityError: if the graph strays from the module. A generator that instance-normalises the empty history strays
             by nature: over constant features the norm divides rounding errors by almost zero.
-        ConfigError: if the name, condition or size do not suit the model, or no stream could keep these keyframes.
+        ConfigError: if the name, condition or size do not suit the model.
         ShapeError: if conditions and frames do not suit each other.
         MissingExtraError: if onnx, onnxscript or onnxruntime is not installed.
     """
@@ -111,7 +110,6 @@ def build_bundle(
             f"the condition encodes to {details.condition.channels} channels and the generator takes "
             f"{model.condition_channels}"
         )
-    KeyframeSelector(KeyframeConfig(**details.keyframes), details.fps)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as scratch:
         step, self_test = Path(scratch, STEP_GRAPH), Path(scratch, SELF_TEST)
         write_self_test(self_test)

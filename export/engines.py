@@ -140,6 +140,28 @@ class OnnxRuntimeEngine(GraphEngine):
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
 
 
+_CORES: list[Any] = []
+
+
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the whole process and never let go.
+
+    Its CPU plugin puts an alternate signal stack under the thread that loads it and frees that memory with the core, in
+    whichever thread drops it last. The loading thread then keeps a stack that is gone, and the next signal kills the
+    process: one from a program that has ended is enough where a data loader with workers has asked to hear of it.
+
+    Raises:
+        MissingExtraError: if OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("OpenVINO is not installed: pip install openvino") from error
+    if not _CORES:
+        _CORES.append(openvino.Core())
+    return _CORES[0]
+
+
 class OpenVINOEngine(GraphEngine):
     """OpenVINO on the CPU. ``bf16`` only where the processor computes in it; elsewhere it would be emulated.
 
@@ -151,10 +173,7 @@ class OpenVINOEngine(GraphEngine):
 
     def __init__(self, path: Path, threads: int | None = None, precision: str = "f32") -> None:
         super().__init__(path, threads, precision)
-        try:
-            import openvino
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("OpenVINO is not installed: pip install openvino") from error
+        openvino_core()
         if precision == "bf16" and not has_fast_bf16():
             raise BundleError(
                 f"this processor ({this_machine()['cpu']}) has neither amx_bf16 nor avx512_bf16; choose precision f32"
@@ -168,7 +187,7 @@ class OpenVINOEngine(GraphEngine):
             "INFERENCE_PRECISION_HINT": hint,
         }
         try:
-            compiled = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+            compiled = openvino_core().compile_model(os.fspath(path), "CPU", settings)
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot open {path}: {_last_line(error)}") from error
         taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()

@@ -25,7 +25,7 @@ from fastv2v.data.transforms import draw_geometry
 from fastv2v.errors import BundleError, CheckpointError, ConfigError, DataError
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator
 from fastv2v.ops.labels import encode_clip
-from interpolate.keyframes import KeyframeConfig
+from interpolate.keyframes import KeyframeConfig, KeyframeSelector
 from interpolate.motion import MotionConfig
 
 _LOG = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ def export_bundle(args: Export) -> Manifest:
         )
     folder = open_folder(data_of(trained.architecture, args.data, "train"))
     check_condition(trained.architecture, folder, str(args.run))
+    KeyframeSelector(args.keyframes, args.fps)  # refuses what no stream could keep
     clip = keyframe_clip(folder, args.keyframes.gap, args.frames)
     fraction = 1 / args.keyframes.mean_gap(args.fps)
     cost = step_cost(trained.generator, spec.channels, clip.size, keyframe_fraction=fraction)
