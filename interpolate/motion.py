@@ -205,7 +205,7 @@ def _sample(source: NDArray, positions: Field) -> NDArray:
     return cv2.remap(source, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-class _Motion(NamedTuple):
+class PairMotion(NamedTuple):
     """What is known about a pair of keyframes, on the grid. Lengths in grid pixels."""
 
     first: Frame  # (h, w) grey
@@ -215,6 +215,17 @@ class _Motion(NamedTuple):
     forward_error: Frame  # (h, w) penalty in grey levels, at the pixels of first
     reverse_error: Frame  # (h, w) the same, at the pixels of second
     unmatched: float  # share of pixels without a counterpart
+
+
+class Evidence(NamedTuple):
+    """What motion compensation knows about the frame at one time, on the grid."""
+
+    motion: Field
+    """(h, w, 2) from first to second, at the grid pixels of that time, in grid pixels."""
+    errors: tuple[Frame, Frame]
+    """(h, w) each: penalty for flow that does not return to its start, where either keyframe is read, 0 to 12."""
+    log_odds: Field
+    """(h, w) log odds of the first keyframe against the second: one that looks past its border gives way."""
 
 
 class _Guide(NamedTuple):
@@ -297,6 +308,45 @@ class DISInterpolator:
         threshold = self.config.cut_threshold
         return None if threshold is not None and motion.unmatched > threshold else motion.reverse
 
+    def estimate(self, first: Frame, second: Frame) -> PairMotion | None:
+        """Motion between two keyframes, for ``evidence``; the part of the work that all frames between them share.
+
+        Args:
+            first: keyframe at time 0, (H, W, 3) uint8.
+            second: keyframe at time 1, same size.
+
+        Returns:
+            Both flows and how far they can be trusted; None across a scene cut.
+
+        Raises:
+            ShapeError: if the keyframes differ in size or are not (H, W, 3) uint8.
+        """
+        check_pair(first, second, ())
+        motion = self._estimate(self._plan_for(first.shape[0], first.shape[1]), first, second)
+        threshold = self.config.cut_threshold
+        return None if threshold is not None and motion.unmatched > threshold else motion
+
+    def evidence(
+        self, motion: PairMotion, size: tuple[int, int], time: float, labels: Sequence[Labels] | None = None
+    ) -> Evidence:
+        """What the motion of a pair says about the frame at one time between them.
+
+        Args:
+            motion: of ``estimate``.
+            size: (height, width) of the keyframes.
+            time: in (0, 1).
+            labels: where they are known, class ids (H, W) of the first keyframe, of the wanted frame and of the second.
+
+        Returns:
+            Motion, return errors and border odds on a grid of ``working_scale`` / 2 of the size.
+        """
+        plan = self._plan_for(*size)
+        (guide,) = self._guides(plan, labels, 1)
+        moved = _motion_at(plan, motion, float(time), guide)
+        places = [cv2.scaleAdd(moved, amount, plan.grid) for amount in (-float(time), 1 - float(time))]
+        errors = _sample(motion.forward_error, places[0]), _sample(motion.reverse_error, places[1])
+        return Evidence(moved, errors, _border_log_odds([_beyond_border(plan, place) for place in places]))
+
     def _guides(self, plan: _Plan, labels: Sequence[Labels] | None, count: int) -> list[_Guide | None]:
         """What label maps say about each wanted frame; None where nothing is known or wanted."""
         doubt = self.config.doubt
@@ -312,7 +362,7 @@ class DISInterpolator:
             self._plan = _Plan((height, width), self.config)
         return self._plan
 
-    def _estimate(self, plan: _Plan, first: Frame, second: Frame) -> _Motion:
+    def _estimate(self, plan: _Plan, first: Frame, second: Frame) -> PairMotion:
         greys = [
             cv2.resize(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), plan.working_size, interpolation=cv2.INTER_AREA)
             for x in (first, second)
@@ -323,7 +373,7 @@ class DISInterpolator:
             cv2.resize(flow, plan.grid_size, interpolation=cv2.INTER_AREA) * plan.working_to_grid for flow in flows
         )
         forward_error, reverse_error = _return_error(plan, forward, backward), _return_error(plan, backward, forward)
-        return _Motion(
+        return PairMotion(
             small[0],
             small[1],
             forward,
@@ -362,7 +412,7 @@ def class_at(labels: Labels, positions: Field) -> Labels:
     return cv2.remap(labels, positions, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _compensate(plan: _Plan, motion: _Motion, time: float, guide: _Guide | None) -> Frame:
+def _compensate(plan: _Plan, motion: PairMotion, time: float, guide: _Guide | None) -> Frame:
     """The frame at ``time`` from the plan's keyframes: one motion field, two warps, one blend."""
     moved = _motion_at(plan, motion, time, guide)
     cv2.resize(moved * plan.grid_to_full, plan.full_size, dst=plan.motion, interpolation=cv2.INTER_LINEAR)
@@ -398,7 +448,7 @@ def _favour_fitting(plan: _Plan, fits: Sequence[Frame], time: float, doubt: floa
         cv2.copyTo(plan.favoured, cv2.compare(fits[side], fits[1 - side], cv2.CMP_GT), plan.blended)
 
 
-def _motion_at(plan: _Plan, motion: _Motion, time: float, guide: _Guide | None) -> Field:
+def _motion_at(plan: _Plan, motion: PairMotion, time: float, guide: _Guide | None) -> Field:
     """Motion from ``first`` to ``second`` of what is seen at ``time``, at the grid pixels of that time."""
     candidates = (
         _sample(motion.forward, cv2.scaleAdd(motion.forward, -time, plan.grid)),
@@ -427,8 +477,7 @@ def _fade_unseen(plan: _Plan, moved: Field, time: float) -> None:
     top, bottom = _clear_stretch(np.maximum(beyond[0][1], beyond[1][1]).max(axis=1), plan.full_size[1])
     if (left, top, right, bottom) == (0, 0, *plan.full_size):
         return
-    unseen = [np.clip(np.maximum(*axes), 0, 1) for axes in beyond]
-    odds = cv2.exp((unseen[1] - unseen[0]) * _OUTSIDE_LOG_ODDS) * ((1 - time) / time)
+    odds = cv2.exp(_border_log_odds(beyond)) * ((1 - time) / time)
     cv2.resize(odds / (1 + odds), plan.full_size, dst=plan.weights[0], interpolation=cv2.INTER_LINEAR)
     np.subtract(1, plan.weights[0], out=plan.weights[1])
     inner, every = slice(top, bottom), slice(None)
@@ -441,6 +490,12 @@ def _fade_unseen(plan: _Plan, moved: Field, time: float) -> None:
         if plan.blended[part].size:
             warped, weights = plan.warped[:, *part], plan.weights[:, *part]
             cv2.blendLinear(warped[0], warped[1], weights[0], weights[1], dst=plan.blended[part])
+
+
+def _border_log_odds(beyond: Sequence[tuple[Field, Field]]) -> Field:
+    """Log odds of the first side against the second from how far outside the picture each looks, (h, w)."""
+    unseen = [np.clip(np.maximum(*axes), 0, 1) for axes in beyond]
+    return (unseen[1] - unseen[0]) * _OUTSIDE_LOG_ODDS
 
 
 def _beyond_border(plan: _Plan, positions: Field) -> tuple[Field, Field]:
