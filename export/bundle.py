@@ -18,8 +18,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
-import jsonschema
-
+from export.schema import schema_problem
 from fastv2v.config import from_dict
 from fastv2v.data.conditions import ConditionSpec, Encoder
 from fastv2v.errors import BundleError, ConfigError
@@ -156,7 +155,7 @@ class Manifest:
         record["cost"] |= {n.replace("macs", "flops"): 2 * cost[n] for n in ("macs_per_keyframe", "macs_per_frame")}
         record = json.loads(json.dumps(record))  # tuples become lists, as they will on disk
         record["checksum"] = manifest_checksum(record)
-        problem = _schema_problem(record)
+        problem = schema_problem(record, SCHEMA)
         if problem:
             raise ConfigError(f"a bundle manifest cannot hold this: {problem}")
         return record
@@ -297,15 +296,6 @@ SCHEMA: dict[str, Any] = {
     ),
 }
 """JSON Schema of ``manifest.json``."""
-
-
-def _schema_problem(record: object) -> str | None:
-    """What is wrong with a manifest, in words, or None."""
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(record))
-    if error is None:
-        return None
-    where = ".".join(str(part) for part in error.absolute_path)
-    return f"{where}: {error.message}" if where else str(error.message)
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path], *, overwrite: bool = False) -> Manifest:
@@ -487,7 +477,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path} has schema version {version} and this fastv2v reads up to {SCHEMA_VERSION}; upgrade fastv2v"
         )
-    problem = _schema_problem(record)
+    problem = schema_problem(record, SCHEMA)
     if problem:
         raise BundleError(f"{path} is not a valid manifest ({problem}); export the bundle again")
     if record["checksum"] != manifest_checksum(record):

@@ -7,10 +7,10 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fastv2v.errors import FastV2VError
+from fastv2v.errors import FastV2VError, MissingExtraError
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,6 +19,8 @@ DONE, FELL_SHORT, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "failed to allocate")
 """What libraries say when there is too little of it."""
+_OWN = ("fastv2v", "teachers", "students", "distill", "interpolate", "export", "benchmarks")
+"""Packages of this project: one of them missing is a defect, not an installation."""
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -104,9 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastv2v: FASTV2V_LOG is {level!r}; set it to one of {', '.join(_LOG_LEVELS)}", file=sys.stderr)
         return COULD_NOT_RUN
     logging.basicConfig(level=level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
-    module, function = COMMANDS[name].function.split(":")
     try:
-        return int(getattr(importlib.import_module(module), function)(arguments))
+        return int(_function(name)(arguments))
     except FastV2VError as error:
         print(f"fastv2v {name}: {error}", file=sys.stderr)
         return error.exit_status
@@ -128,6 +129,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; the same command goes on {_GOES_ON[name]}" if name in _GOES_ON else ""
         print(f"\nfastv2v {name}: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _function(verb: str) -> Callable[[list[str]], int]:
+    """The function of a verb; its module is imported here.
+
+    Raises:
+        MissingExtraError: if a package that it needs is not installed, as in an environment made for deployment only.
+    """
+    module, function = COMMANDS[verb].function.split(":")
+    try:
+        found: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in _OWN:
+            raise
+        raise MissingExtraError(
+            f"this verb needs the package {error.name}, which is not installed here; install it, or fastv2v with all "
+            "its dependencies (bash scripts/setup.sh)"
+        ) from error
+    return found
 
 
 def _describe(error: OSError) -> str:

@@ -19,13 +19,11 @@ from types import TracebackType
 from typing import IO, Any, Final
 
 import cv2
-import ffmpeg
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
 from fastv2v.data.images import read_image, read_label
-from fastv2v.errors import MediaError, ShapeError
+from fastv2v.errors import MediaError, MissingExtraError, ShapeError
 
 __all__ = [
     "VIDEO_SUFFIXES",
@@ -47,6 +45,9 @@ VIDEO_SUFFIXES: Final = (".mp4", ".mkv")
 SYNTHETIC_COMMENT: Final = "Synthesised by fastv2v: these pictures were made by a network and show no real event."
 """Put into the metadata of every video that is not a recording."""
 
+_NEEDED: Final = (
+    "video files need the packages ffmpeg-python and imageio-ffmpeg: pip install ffmpeg-python imageio-ffmpeg"
+)
 # Without a stated matrix, players guess one from the height and colours shift between them.
 _BT709: Final = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
 
@@ -181,9 +182,9 @@ class VideoWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MediaError(f"{self.path}: its folder cannot be created ({error.strerror})") from error
-        source = ffmpeg.input("pipe:", f="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", r=_rate(self._fps))
+        source = _ffmpeg().input("pipe:", f="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", r=_rate(self._fps))
         return FfmpegProcess(
-            ffmpeg.output(source, f"file:{self._temporary}", **options), str(self.path), stdin=subprocess.PIPE
+            _ffmpeg().output(source, f"file:{self._temporary}", **options), str(self.path), stdin=subprocess.PIPE
         )
 
 
@@ -234,7 +235,7 @@ def read_video(path: str | os.PathLike[str]) -> Iterator[NDArray[np.uint8]]:
     path = _existing(path)
     # A stream of PPM pictures states the size of each, so that nothing has to be asked beforehand.
     options = {"f": "image2pipe", "vcodec": "ppm", "pix_fmt": "rgb24", "fps_mode": "passthrough"}
-    stream = ffmpeg.output(_first_picture_stream(path), "pipe:", **options)
+    stream = _ffmpeg().output(_first_picture_stream(path), "pipe:", **options)
     process = FfmpegProcess(stream, str(path), "-xerror", stdout=subprocess.PIPE)
     is_empty = True
     try:
@@ -316,6 +317,15 @@ def check_frame(frame: Any, where: str) -> None:
         raise ShapeError(f"{where}: expected 8-bit RGB of shape (H, W, 3), got {got}")
 
 
+def _ffmpeg() -> Any:
+    """``ffmpeg-python``, which a deployment that reads and writes pictures only does without."""
+    try:
+        import ffmpeg
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(_NEEDED) from error
+    return ffmpeg
+
+
 def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.is_file():
@@ -327,7 +337,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 
 def _first_picture_stream(path: Path) -> Any:
     # The prefix keeps a name with a colon, or one that looks like an address, a file name.
-    return ffmpeg.input(f"file:{path}")["v:0"]
+    return _ffmpeg().input(f"file:{path}")["v:0"]
 
 
 def _rate(fps: Fraction) -> str:
@@ -337,7 +347,9 @@ def _rate(fps: Fraction) -> str:
 def _frame_list(path: Path, **options: Any) -> Iterator[tuple[str, str]]:
     """Lines of ffmpeg's frame list: headers as (``#name``, value), then one line for each frame."""
     process = FfmpegProcess(
-        ffmpeg.output(_first_picture_stream(path), "pipe:", f="framecrc", **options), str(path), stdout=subprocess.PIPE
+        _ffmpeg().output(_first_picture_stream(path), "pipe:", f="framecrc", **options),
+        str(path),
+        stdout=subprocess.PIPE,
     )
     try:
         for line in process.stdout:
@@ -387,7 +399,7 @@ class FfmpegProcess:
     ) -> None:
         self._name = name
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        command = ffmpeg.compile(stream, cmd=[ffmpeg_program(), "-v", "error", *flags], overwrite_output=True)
+        command = _ffmpeg().compile(stream, cmd=[ffmpeg_program(), "-v", "error", *flags], overwrite_output=True)
         self._process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=self._complaints, cwd=cwd)
 
     @property
@@ -450,7 +462,12 @@ def ffmpeg_program() -> str:
 
     Raises:
         MediaError: if there is none for this platform.
+        MissingExtraError: if ``imageio-ffmpeg`` is not installed.
     """
+    try:
+        import imageio_ffmpeg
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(_NEEDED) from error
     try:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:

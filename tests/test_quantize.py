@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_runtime import SIZE, SPEC
+from tiny_bundle import SIZE, SPEC
 from tiny_step import TinyStep, random_conditions
 
 from export.build import BundleDetails, build_bundle

@@ -1,81 +1,32 @@
+"""The stream and how a bundle is opened. Needs neither torch nor ``onnx`` (scripts/test_runtime.sh runs it without)."""
+
 from __future__ import annotations
 
 import logging
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tiny_step import TinyStep
+from tiny_bundle import SIZE, SPEC, FakeEngine, label_maps, manifest, step_in_numpy, write_tiny
 
 from export.bundle import (
-    Cost,
     EngineChoice,
     EngineMeasurement,
-    Manifest,
-    Parity,
     load_manifest,
     record_engine,
-    write_bundle,
 )
-from export.engines import OnnxRuntimeEngine, this_machine
-from export.onnx_graph import export_step, write_self_test
+from export.engines import ENGINES, available_engines, this_machine
 from export.runtime import ConditionMap, Stream, StreamError, open_bundle
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
 from fastv2v.errors import BundleError, ConfigError, DataError, MissingExtraError
-from fastv2v.render import rollout, start_history
 
-SIZE = (16, 24)
 ROOT = Path(__file__).resolve().parents[1]
-SPEC = ConditionSpec(class_names=("road", "car", "tree", "sky"))
-
-
-def manifest(gap: int = 4, **changes) -> Manifest:
-    values = {
-        "name": "tiny",
-        "task": "street",
-        "condition": SPEC,
-        "size": SIZE,
-        "history_length": 2,
-        "keyframes": {"policy": "uniform", "gap": gap},
-        "interpolation": {"method": "blend"},
-        "fps": 17.0,
-        "parity": Parity(max_abs_diff=2e-6, frames=12),
-        "cost": Cost(
-            macs_per_keyframe=1e6, macs_per_frame=2.5e5, output_position_macs_per_keyframe=2e6, parameters=1000
-        ),
-    }
-    return Manifest(**values | changes)
-
-
-def label_maps(num_frames: int, seed: int = 0) -> list[np.ndarray]:
-    blocks = np.random.default_rng(seed).integers(0, 4, (num_frames, 2, 3), dtype=np.uint8)
-    return list(blocks.repeat(8, 1).repeat(8, 2))
-
-
-class FakeEngine:
-    """Fades from its last frame towards a colour of the condition; records what it was asked."""
-
-    name, precision = "fake", "f32"
-
-    def __init__(self, fail_at: int = -1, delay_s: float = 0.0) -> None:
-        self.fail_at, self.delay_s = fail_at, delay_s
-        self.calls: list[tuple[np.ndarray, ...]] = []
-        self.threads: set[int] = set()
-
-    def run(self, condition, history_conditions, history_frames, valid):
-        self.threads.add(threading.get_ident())
-        if len(self.calls) == self.fail_at:
-            raise RuntimeError("out of coffee")
-        time.sleep(self.delay_s)
-        self.calls.append(tuple(x.copy() for x in (condition, history_conditions, history_frames, valid)))
-        target = np.tanh(condition[:, :3] + 0.3 * history_conditions[:, 0, :3] - 0.5)
-        return {"frame": (0.5 * history_frames[:, -1] + 0.5 * target).astype(np.float32)}
+ENGINE = available_engines()[0]
+needs_both = pytest.mark.skipif(len(available_engines()) < len(ENGINES), reason="needs both engines")
 
 
 class RecordingEngine:
@@ -94,52 +45,46 @@ class RecordingEngine:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A bundle no test may change."""
-    folder = tmp_path_factory.mktemp("source")
-    export_step(TinyStep(), folder / "step.onnx", size=SIZE)
-    write_self_test(folder / "selftest.onnx")
-    files = {name: folder / name for name in ("step.onnx", "selftest.onnx")}
-    write_bundle(folder / "tiny.v2v", manifest(), files)
-    return folder / "tiny.v2v"
+    return write_tiny(tmp_path_factory.mktemp("source") / "tiny.v2v")
 
 
 @pytest.fixture
-def bundle(source, tmp_path):
+def bundle(tmp_path):
     """A bundle for one test to change."""
-    files = {name: source / name for name in ("step.onnx", "selftest.onnx")}
-    write_bundle(tmp_path / "tiny.v2v", manifest(), files)
-    return tmp_path / "tiny.v2v"
+    return write_tiny(tmp_path / "tiny.v2v")
 
 
-def torch_keyframes(labels: list[np.ndarray], seed_frame: np.ndarray | None) -> torch.Tensor:
-    """Frames (T, 3, H, W) the module itself makes of these conditions."""
-    conditions = torch.from_numpy(np.stack([encode_condition_numpy(SPEC, x) for x in labels]))[None]
-    given = 0 if seed_frame is None else 1
-    frames = None
+def rolled_out(labels: list[np.ndarray], seed_frame: np.ndarray | None) -> list[np.ndarray]:
+    """Keyframes (1, 3, H, W) of these label maps, in double precision; the first is the seed's where one is given."""
+    encoded = [encode_condition_numpy(SPEC, x)[None].astype(float) for x in labels]
+    conditions, valid = [encoded[0]] * 2, float(seed_frame is not None)
+    frames = [np.zeros((1, 3, *SIZE))] * 2
+    made = []
     if seed_frame is not None:
-        frames = (torch.from_numpy(seed_frame).permute(2, 0, 1).float() / 127.5 - 1)[None, None]
-    history = start_history(conditions[:, :given], frames, 2, first_condition=conditions[:, 0])
-    with torch.no_grad():
-        return torch.cat([out.frame for out in rollout(TinyStep().eval(), conditions[:, given:], history)])
+        frames = [seed_frame.transpose(2, 0, 1)[None] / 127.5 - 1] * 2
+        made, encoded = frames[:1], encoded[1:]
+    for condition in encoded:
+        past = np.stack(conditions[-2:], axis=1), np.stack(frames[-2:], axis=1)
+        frame = step_in_numpy(condition, *past, valid)
+        conditions, frames, valid = [*conditions, condition], [*frames, frame], 1.0
+        made.append(frame)
+    return made
 
 
-class TestAgainstTorch:
-    @pytest.mark.parametrize("seeded", [False, True])
-    def test_keyframes_equal_the_module_rolled_out(self, source, seeded):
-        labels = label_maps(21)
-        seed_frame = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8) if seeded else None
-        expected = torch_keyframes(labels[::4], seed_frame).numpy()
-        engine = RecordingEngine(OnnxRuntimeEngine(source / "step.onnx", 1))
-        with Stream(engine, load_manifest(source), seed_frame=seed_frame) as stream:
-            delivered = list(stream.frames(labels))
-        assert np.abs(np.concatenate(engine.frames) - expected).max() < 1e-4
-        keyframes = [d for d in delivered if d.is_keyframe]
-        assert [d.index for d in keyframes] == [0, 4, 8, 12, 16, 20]
-        if seeded:
-            assert np.array_equal(keyframes.pop(0).frame, seed_frame)
-        levels = (expected.transpose(0, 2, 3, 1) + 1) * 127.5
-        for keyframe, level in zip(keyframes, levels, strict=True):
-            assert keyframe.frame.dtype == np.uint8
-            assert np.abs(keyframe.frame - level).max() < 0.52
+@pytest.mark.parametrize("seeded", [False, True])
+def test_keyframes_equal_the_graph_worked_out_in_numpy(source, seeded):
+    labels = label_maps(21)
+    seed_frame = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), dtype=np.uint8) if seeded else None
+    engine = RecordingEngine(ENGINES[ENGINE](source / "step.onnx", 1))
+    with Stream(engine, load_manifest(source), seed_frame=seed_frame) as stream:
+        keyframes = [d for d in stream.frames(labels) if d.is_keyframe]
+    assert [d.index for d in keyframes] == [0, 4, 8, 12, 16, 20]
+    expected = rolled_out(labels[::4], seed_frame)
+    assert len(engine.frames) == len(expected) - seeded
+    for got, wanted in zip(engine.frames, expected[seeded:], strict=True):
+        assert np.abs(got - wanted).max() < 1e-4
+    for keyframe, level in zip(keyframes, expected, strict=True):
+        assert np.abs(keyframe.frame - (level[0].transpose(1, 2, 0) + 1) * 127.5).max() < 0.52
 
 
 class TestDelivery:
@@ -406,21 +351,24 @@ def measured(*entries: tuple[str, str, float, bool], cpu: str | None = None) -> 
 class TestOpenBundle:
     def test_without_a_measurement_the_reference_is_used_and_said(self, source, caplog):
         with caplog.at_level(logging.INFO, "export"), open_bundle(source, threads=1) as stream:
-            assert (stream.engine.name, stream.engine.precision) == ("onnxruntime", "f32")
-        assert "using onnxruntime f32 with 1 threads: no engine was measured" in caplog.text
+            assert stream.engine_name == f"{ENGINE} f32"
+        assert f"using {ENGINE} f32 with 1 threads: no engine was measured" in caplog.text
 
+    @needs_both
     def test_the_measured_engine_is_used_and_said(self, bundle, caplog):
         record_engine(bundle, measured(("openvino", "f32", 2.5, True), ("onnxruntime", "f32", 5.0, True)))
         with caplog.at_level(logging.INFO, "export"), open_bundle(bundle, threads=1) as stream:
             assert stream.engine.name == "openvino"
         assert "the fastest accepted, 2.5 ms a keyframe on this processor" in caplog.text
 
+    @needs_both
     def test_a_measurement_from_elsewhere_is_said(self, bundle, caplog):
         record_engine(bundle, measured(("openvino", "f32", 2.5, True), cpu="Abacus 9"))
         with caplog.at_level(logging.INFO, "export"):
             open_bundle(bundle, threads=1).close()
         assert "another processor (Abacus 9); measure again here" in caplog.text
 
+    @needs_both
     def test_what_cannot_run_here_is_skipped_aloud(self, bundle, caplog, monkeypatch):
         monkeypatch.setattr("export.engines.has_fast_bf16", lambda: False)
         results = measured(
@@ -432,6 +380,7 @@ class TestOpenBundle:
         assert "openvino bf16 cannot be used: this processor" in caplog.text
         assert "the next best, 3 ms" in caplog.text
 
+    @needs_both
     def test_a_named_engine_is_taken_or_fails(self, source, monkeypatch):
         with open_bundle(source, engine="openvino", threads=1) as stream:
             assert (stream.engine.name, stream.engine.precision) == ("openvino", "f32")
@@ -457,7 +406,7 @@ class TestOpenBundle:
     def test_a_bundle_streams_without_torch(self, source):
         code = (
             "import sys\n"
-            "sys.modules.update(torch=None, onnx=None)\n"
+            "sys.modules.update(torch=None, onnx=None, jsonschema=None, tqdm=None, tyro=None, ffmpeg=None)\n"
             "import numpy as np\n"
             "from export.runtime import open_bundle\n"
             f"with open_bundle({str(source)!r}, threads=1) as stream:\n"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from test_runtime import SIZE, SPEC, label_maps, manifest
+from tiny_bundle import SIZE, SPEC, label_maps, manifest
 from tiny_step import TinyStep
 
 from export.bundle import write_bundle
