@@ -315,20 +315,34 @@ class Stream:
             conditions: one per frame.
 
         Yields:
-            Every frame once, in order.
+            Every frame once, in order. Where the conditions break off with an error, or one does not suit the bundle,
+            the stream ends there: the frames of all conditions before it come first, then the error.
 
         Raises:
             DataError: if a condition does not suit the bundle; the message names the frame.
             StreamError: if a keyframe could not be synthesised, after the frames before it.
         """
-        for condition in conditions:
-            yield from self.push(condition)
+        broken: Exception | None = None
+        source = iter(conditions)
+        while True:
+            try:
+                frames = self.push(next(source))
+            except StopIteration:
+                break
+            except StreamError:
+                raise
+            except Exception as error:  # whatever stopped the source: what is due goes out first
+                broken = error
+                break
+            yield from frames
         try:
             last = self.flush()
         except StreamError as error:
             yield from error.frames
             raise
         yield from last
+        if broken is not None:
+            raise broken
 
     def _at_once(self, index: int, condition: ConditionMap) -> DeliveredFrame:
         """The frame of a condition without waiting for others.

@@ -268,6 +268,25 @@ class TestFailures:
             stream.push(label_maps(1)[0])
 
     @pytest.mark.parametrize("overlap", [False, True])
+    @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize("good", [1, 2, 5, 6])
+    def test_what_is_due_comes_before_the_error_of_the_source(self, good, causal, overlap):
+        labels = label_maps(good)
+
+        def unplugged():
+            yield from labels
+            raise OSError("cable")
+
+        for source, error in ((unplugged(), OSError), (iter([*labels, np.zeros((8, 8), np.uint8)]), DataError)):
+            delivered = []
+            with Stream(FakeEngine(), manifest(), overlap=overlap, causal=causal) as stream, pytest.raises(error):
+                for item in stream.frames(source):
+                    delivered.append(item)
+            expected = Stream(FakeEngine(), manifest(), overlap=False, causal=causal).frames(labels)
+            for got, wanted in zip(delivered, expected, strict=True):
+                assert np.array_equal(got.frame, wanted.frame)
+
+    @pytest.mark.parametrize("overlap", [False, True])
     def test_a_failure_in_the_last_keyframe_surfaces_in_flush(self, overlap):
         delivered = []
         with (
