@@ -1,4 +1,11 @@
-"""What a deployment imports: open a bundle, push conditions, get frames. No torch, but numpy, OpenCV and an engine."""
+"""What a deployment imports: open a bundle, push conditions, get frames. No torch, but numpy, OpenCV and an engine.
+
+Conditions are arrays, or come from folders, video files and cameras::
+
+    with open_bundle("street.v2v") as stream, Camera(0) as camera:
+        for item in stream.frames(camera_conditions(camera, stream.manifest, convert)):
+            show(item.frame)
+"""
 
 from __future__ import annotations
 
@@ -10,11 +17,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Manifest, load_manifest
+from export.camera import Camera, CameraConfig
+from export.convert import Converter, edge_converter, picture_conditions
 from export.engines import REFERENCE, Candidate, GraphEngine, open_tested_engine, this_machine
+from export.sources import camera_conditions, folder_conditions, piped_conditions, video_conditions
 from export.stream import Condition, ConditionMap, DeliveredFrame, Stream, StreamError, StreamStats
 from fastv2v.errors import BundleError, MissingExtraError
 
-__all__ = ["Condition", "ConditionMap", "DeliveredFrame", "Stream", "StreamError", "StreamStats", "open_bundle"]
+__all__ = [
+    "Camera",
+    "CameraConfig",
+    "Condition",
+    "ConditionMap",
+    "Converter",
+    "DeliveredFrame",
+    "Stream",
+    "StreamError",
+    "StreamStats",
+    "camera_conditions",
+    "edge_converter",
+    "folder_conditions",
+    "open_bundle",
+    "picture_conditions",
+    "piped_conditions",
+    "video_conditions",
+]
 
 log = logging.getLogger(__name__)
 

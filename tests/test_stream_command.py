@@ -10,7 +10,8 @@ from tiny_step import TinyStep
 
 from export.bundle import write_bundle
 from export.onnx_graph import export_step, write_self_test
-from fastv2v.commands.stream import condition_files, main, read_conditions, read_seed
+from export.sources import condition_files, read_conditions, read_seed
+from fastv2v.commands.stream import main
 from fastv2v.data.transforms import GeometryConfig, apply_geometry, draw_geometry
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.video import probe_video, read_image

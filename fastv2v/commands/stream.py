@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -21,14 +22,27 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.bundle import Manifest
+from export.camera import Camera
+from export.convert import check_plain, scale
 from export.runtime import ConditionMap, DeliveredFrame, Stream, StreamError, open_bundle
+from export.sources import (
+    camera_conditions,
+    check_drawn,
+    condition_files,
+    instance_files,
+    piped_conditions,
+    read_conditions,
+    read_seed,
+    settle_missing,
+    video_conditions,
+)
 from fastv2v.commands.arguments import parse
-from fastv2v.commands.sources import piped_conditions, scale, video_conditions
 from fastv2v.data.conditions import maps_to_float
 from fastv2v.data.face import FaceConfig
-from fastv2v.data.folder import FolderConfig, FrameReader, Phase, VideoFolder, by_number, open_folder
-from fastv2v.data.images import is_image_file, read_image, read_label
+from fastv2v.data.folder import FolderConfig, FrameReader, Phase, VideoFolder, open_folder
+from fastv2v.data.images import read_image
 from fastv2v.data.pose import PoseConfig
+from fastv2v.data.sequences import Missing
 from fastv2v.data.transforms import Geometry, GeometryConfig, Size, draw_geometry
 from fastv2v.errors import ConfigError, DataError, FastV2VError
 from fastv2v.video import VIDEO_SUFFIXES, VideoWriter, probe_video, write_image
@@ -40,7 +54,7 @@ PIPE: Final = Path("-")
 
 @dataclass(frozen=True, kw_only=True)
 class StreamArgs:
-    """Run a bundle over label maps, from a folder, a video, a pipe or a data set, and write or show every frame."""
+    """Run a bundle over label maps: of a folder, video, camera, pipe or data set; write or show every frame."""
 
     bundle: Path
     """Bundle folder, NAME.v2v."""
@@ -54,6 +68,14 @@ class StreamArgs:
     names. Or a video of them: class ids in grey where it is lossless, else the colours of the bundle's classes. Or -
     for raw bytes from standard input, of the bundle's size: H x W class ids a frame, or H x W x 3 of a picture. For
     faces and poses, which are drawn from landmarks and key points, give --data instead."""
+    camera: str | None = None
+    """Camera to take pictures from, by its number (0 is the first) or address: what a picture means is as for a video.
+    The oldest waiting one is dropped where they come too fast. End it with --frames, or q in the window."""
+    frames: int | None = None
+    """Stop after this many frames; all by default."""
+    missing: Missing = "fail"
+    """What is done where numbers are missing between the files of a folder: fail, hold the one before in their place,
+    or skip them."""
     data: Path | None = None
     """Data set folder to take a sequence from, read as ``fastv2v synthesize`` reads it."""
     sequence: str | None = None
@@ -86,103 +108,19 @@ class StreamArgs:
     def __post_init__(self) -> None:
         if self.out is None and not self.window:
             raise ConfigError("nobody would see the frames: give --out, --window or both")
-        if (self.conditions is None) == (self.data is None):
-            raise ConfigError("give either --conditions, a folder, a video or -, or --data, a data set")
+        if [self.conditions, self.data, self.camera].count(None) != 2:
+            raise ConfigError(
+                "give one of --conditions, a folder, a video or -, --camera, its number, and --data, a data set"
+            )
+        if self.frames is not None and self.frames < 1:
+            raise ConfigError(f"--frames must be at least 1, got {self.frames}")
         of_data = self.sequence is not None or self.given_frame or self.phase != "test" or self.test_tail
-        of_pictures = self.instances is not None or self.seed_frame is not None
+        of_pictures = self.instances is not None or self.seed_frame is not None or self.missing != "fail"
         if (of_data and self.data is None) or (of_pictures and self.data is not None):
             raise ConfigError(
-                "--sequence, --phase, --test-tail and --given-frame belong to --data; --instances and --seed-frame to "
-                "--conditions"
+                "--sequence, --phase, --test-tail and --given-frame belong to --data; --instances, --seed-frame and "
+                "--missing to --conditions"
             )
-
-
-def condition_files(folder: Path) -> list[Path]:
-    """Pictures of a folder in the order of a data set: by the numbers in their names.
-
-    Raises:
-        DataError: if there is no such folder, it holds none, or two have the same stem.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder of pictures, or video; check the path")
-    files: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if is_image_file(path) and path.is_file()):
-        other = files.setdefault(path.stem, path)
-        if other != path:
-            raise DataError(f"{path} and {other.name} have the same stem; keep one of them")
-    if not files:
-        raise DataError(f"{folder} holds no pictures; give the folder of one sequence, such as DATA/test_A/clip_006")
-    return [files[stem] for stem in sorted(files, key=by_number)]
-
-
-def instance_files(manifest: Manifest, files: Sequence[Path], folder: Path | None) -> list[Path] | None:
-    """The instance map of each label map, or None where the bundle uses none.
-
-    Raises:
-        ConfigError: if a folder is given to a bundle that uses none.
-        DataError: if the bundle uses them and one is missing.
-    """
-    if not manifest.condition.use_instances:
-        if folder is not None:
-            raise ConfigError(f"the bundle {manifest.name} uses no instance maps; leave out --instances {folder}")
-        return None
-    if folder is None:
-        raise DataError(
-            f"{files[0]}: the bundle {manifest.name} needs an instance map with each label map; give --instances DIR"
-        )
-    found = {path.stem: path for path in condition_files(folder)}
-    lacking = next((file for file in files if file.stem not in found), None)
-    if lacking is not None:
-        raise DataError(f"{lacking}: its instance map {folder / lacking.stem}.png is missing; give --instances DIR")
-    return [found[file.stem] for file in files]
-
-
-def read_conditions(
-    files: Sequence[Path], size: Size, *, labels: bool, instances: Sequence[Path] | None
-) -> Iterator[ConditionMap]:
-    """Condition of each frame, scaled as training data are: the nearest pixel for ids, an average for pictures.
-
-    Args:
-        files: pictures of one size.
-        size: (height, width) the bundle takes.
-        labels: whether they hold class ids, or else colours.
-        instances: instance map of each, of the same size.
-
-    Raises:
-        DataError: if a picture is damaged or of another size than the first.
-    """
-    first: tuple[Path, Size] | None = None
-    for index, file in enumerate(files):
-        picture = read_label(file) if labels else read_image(file)
-        first = first or (file, _size(picture))
-        _check_size(file, _size(picture), *first)
-        if not labels:
-            maps = np.moveaxis(scale(picture, size, "image"), -1, 0).astype(np.float32) / 127.5 - 1
-            yield ConditionMap(maps=maps, name=str(file))
-            continue
-        borders = None
-        if instances is not None:
-            borders = read_label(instances[index])
-            _check_size(instances[index], _size(borders), file, first[1])
-            borders = scale(borders, size, "label")
-        yield ConditionMap(labels=scale(picture, size, "label"), instances=borders, name=str(file))
-
-
-def read_seed(path: Path, first: Path, size: Size) -> NDArray[np.uint8]:
-    """The real first frame at the bundle's size, (H, W, 3).
-
-    Args:
-        path: its file, of the bundle's size or that of ``first``.
-        first: first condition.
-        size: (height, width) the bundle takes.
-
-    Raises:
-        DataError: if it is damaged or of a third size.
-    """
-    picture = read_image(path)
-    if _size(picture) != size:
-        _check_size(path, _size(picture), first, _size(read_image(first)))
-    return scale(picture, size, "image")
 
 
 def check_output(args: StreamArgs) -> None:
@@ -299,7 +237,9 @@ def main(argv: list[str]) -> int:
     args = parse(StreamArgs, "fastv2v stream", argv)
     check_output(args)
     given = args.conditions
-    files = None if given is None or given == PIPE or given.is_file() else condition_files(given)
+    files = None
+    if given is not None and given != PIPE and not given.is_file():
+        files = settle_missing(condition_files(given), args.missing)
     with open_bundle(args.bundle, engine=args.engine, threads=args.threads, causal=args.causal) as stream:
         written, seconds, broken = _run(args, stream, files)
         stats = stream.stats
@@ -334,53 +274,57 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _run(args: StreamArgs, stream: Stream, files: list[Path] | None) -> tuple[int, float, FastV2VError | None]:
+def _run(args: StreamArgs, stream: Stream, files: dict[str, Path] | None) -> tuple[int, float, FastV2VError | None]:
     """Write every frame with a live counter: how many, the seconds it took, and where the source broke off."""
-    manifest = stream.manifest
-    fps = manifest.fps
-    names: list[str] | None
     broken: list[FastV2VError] = []
+    with contextlib.ExitStack() as opened:
+        names, conditions, fps = _open_source(args, stream, files, opened)
+        frames = stream.frames(itertools.islice(conditions, args.frames))
+        if names is None:
+            frames = _until_it_breaks(stream, frames, broken)
+        began = time.perf_counter()
+        total = args.frames if names is None else len(names[: args.frames])
+        with tqdm(total=total, unit="frame", desc=args.bundle.stem, dynamic_ncols=True) as bar:
+            shown = _counted(stream, show_frames(frames, args.bundle.stem) if args.window else frames, bar)
+            if args.out is None:
+                for _ in shown:
+                    pass
+            else:
+                write_frames(args.out, shown, names, fps)
+            written = int(bar.n)
+        return written, time.perf_counter() - began, broken[0] if broken else None
+
+
+def _open_source(
+    args: StreamArgs, stream: Stream, files: dict[str, Path] | None, opened: contextlib.ExitStack
+) -> tuple[list[str] | None, Iterator[ConditionMap], float]:
+    """Names of the frames, where they have any, their conditions, and how many a second are delivered."""
+    manifest = stream.manifest
     if args.data is not None:
         taken = open_sequence(args, manifest)
-        names, frames = taken.names, stream.frames(taken.conditions())
         if args.given_frame:
             stream.restart(taken.first_frame())
-    elif files is None:
-        assert args.conditions is not None  # StreamArgs sees to it
-        if args.instances is not None:
-            raise ConfigError(f"instance maps go with a folder of label maps; leave out --instances {args.instances}")
+        return taken.names, taken.conditions(), manifest.fps
+    if files is not None:
+        check_drawn(manifest)
+        inside = list(files.values())
+        instances = instance_files(manifest, inside, args.instances)
         if args.seed_frame is not None:
-            stream.restart(_seed_of_size(args.seed_frame, manifest.size))
-        if args.conditions == PIPE:
-            source = piped_conditions(sys.stdin.buffer, manifest)
-        else:
-            source = video_conditions(args.conditions, manifest)
-            fps = _rate_of(args.conditions, manifest)
-        names, frames = None, _until_it_breaks(stream, source, broken)
-    else:
-        encoder = manifest.condition.encoder
-        if encoder in ("face", "pose"):
-            raise ConfigError(
-                f"the bundle {manifest.name} takes {manifest.condition.describe()}, which are drawn from a data set: "
-                "give --data DIR instead of --conditions"
-            )
-        instances = instance_files(manifest, files, args.instances)
-        if args.seed_frame is not None:
-            stream.restart(read_seed(args.seed_frame, files[0], manifest.size))
+            stream.restart(read_seed(args.seed_frame, inside[0], manifest.size))
         labels = manifest.condition.kind == "labels"
-        names = [file.stem for file in files]
-        frames = stream.frames(read_conditions(files, manifest.size, labels=labels, instances=instances))
-    began = time.perf_counter()
-    total = None if names is None else len(names)
-    with tqdm(total=total, unit="frame", desc=args.bundle.stem, dynamic_ncols=True) as bar:
-        shown = _counted(stream, show_frames(frames, args.bundle.stem) if args.window else frames, bar)
-        if args.out is None:
-            for _ in shown:
-                pass
-        else:
-            write_frames(args.out, shown, names, fps)
-        written = int(bar.n)
-    return written, time.perf_counter() - began, broken[0] if broken else None
+        return list(files), read_conditions(inside, manifest.size, labels=labels, instances=instances), manifest.fps
+    if args.instances is not None:
+        raise ConfigError(f"instance maps go with a folder of label maps; leave out --instances {args.instances}")
+    if args.seed_frame is not None:
+        stream.restart(scale(read_image(args.seed_frame), manifest.size, "image"))
+    if args.camera is not None:
+        check_plain(manifest, f"camera {args.camera}")
+        camera = opened.enter_context(Camera(int(args.camera) if args.camera.isdecimal() else args.camera))
+        return None, camera_conditions(camera, manifest), manifest.fps
+    assert args.conditions is not None  # StreamArgs sees to it
+    if args.conditions == PIPE:
+        return None, piped_conditions(sys.stdin.buffer, manifest), manifest.fps
+    return None, video_conditions(args.conditions, manifest), _rate_of(args.conditions, manifest)
 
 
 def _rate_of(video: Path, manifest: Manifest) -> float:
@@ -406,33 +350,21 @@ def _counted(stream: Stream, frames: Iterable[DeliveredFrame], bar: tqdm[Any]) -
 
 
 def _until_it_breaks(
-    stream: Stream, conditions: Iterable[ConditionMap], broken: list[FastV2VError]
+    stream: Stream, frames: Iterable[DeliveredFrame], broken: list[FastV2VError]
 ) -> Iterator[DeliveredFrame]:
-    """All frames that can be made, also where the source breaks off or shows something unfit; why goes to ``broken``.
+    """Frames of a source that does not come again: where it breaks off they end, and why goes to ``broken``.
 
     Raises:
         FastV2VError: if that is so before the first frame.
     """
     try:
-        for condition in conditions:
-            yield from stream.push(condition)
+        yield from frames
     except StreamError:
         raise
     except FastV2VError as error:
         if not stream.num_taken:
             raise
         broken.append(error)
-    try:
-        last = stream.flush()
-    except StreamError as error:
-        yield from error.frames
-        raise
-    yield from last
-
-
-def _seed_of_size(path: Path, size: Size) -> NDArray[np.uint8]:
-    """A real first frame for conditions that are no files, scaled to the bundle's size."""
-    return scale(read_image(path), size, "image")
 
 
 @dataclass(frozen=True)
@@ -534,15 +466,3 @@ def _fitting(config: FolderConfig, source: Size) -> Geometry | None:
             return drawn
     is_like = abs(source[1] * height / (source[0] * width) - 1) < 0.05
     return exact if is_like else None
-
-
-def _size(picture: NDArray[Any]) -> Size:
-    return picture.shape[0], picture.shape[1]
-
-
-def _check_size(path: Path, size: Size, other: Path, expected: Size) -> None:
-    if size != expected:
-        raise DataError(
-            f"{path} is {size[1]}x{size[0]} pixels and {other} is {expected[1]}x{expected[0]}; all pictures of a "
-            "stream must have the same size"
-        )
