@@ -114,7 +114,7 @@ class _Exchanged:
     """An engine whose work is done and whose frame is exchanged for the drive's own."""
 
     def __init__(self, engine: StepEngine, keyframes: Sequence[NDArray[np.uint8]]) -> None:
-        self.name, self.precision = engine.name, engine.precision
+        self.name, self.precision, self.form = engine.name, engine.precision, engine.form
         self._engine = engine
         self._frames = [x.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1 for x in keyframes]
         self._turn: Iterator[NDArray[np.float32]] = itertools.cycle(self._frames)
@@ -123,7 +123,7 @@ class _Exchanged:
         """Start the drive again."""
         self._turn = itertools.cycle(self._frames)
 
-    def run(self, *inputs: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    def run(self, *inputs: Any) -> dict[str, NDArray[Any]]:
         """See ``StepEngine.run``."""
         return {**self._engine.run(*inputs), "frame": next(self._turn)}
 

@@ -21,7 +21,8 @@ import tyro
 
 from benchmarks.realtime import Drive, make_drive, student_bundle
 from benchmarks.results import BenchmarkResult, Row, format_table, write_result
-from export.engines import Candidate, available_candidates, open_tested_engine, openvino_core
+from export.bundle import STEP_GRAPH
+from export.engines import Candidate, available_candidates, open_engine, open_tested_engine, openvino_core
 from fastv2v.errors import ConfigError, FastV2VError
 from fastv2v.measure.latency import measure_latency
 from students.presets import STUDENTS
@@ -90,8 +91,8 @@ def roofline(
             gmacs = student_bundle(name, drive, 4, folder)
             for candidate in available_candidates(folder):
                 engine = open_tested_engine(candidate, folder, threads)
-                inputs = step_inputs(drive)
-                times = measure_latency(lambda e=engine, x=inputs: e.run(*x), warmup=3, repeats=repeats)  # type: ignore[misc]
+                feeds = engine.feeds(*step_inputs(drive))
+                times = measure_latency(lambda e=engine, x=feeds: e.infer(x), warmup=3, repeats=repeats)  # type: ignore[misc]
                 rate, peak = gmacs / times.median_ms * 1e3, peaks.get(candidate.precision)
                 rows.append(
                     {
@@ -135,9 +136,10 @@ def layer_profile(student: str, size: tuple[int, int], *, threads: int = 2, repe
             "INFERENCE_PRECISION_HINT": precision,
             "PERF_COUNT": True,
         }
-        compiled = openvino_core().compile_model(str(folder / "step.onnx"), "CPU", settings)
+        compiled = openvino_core().compile_model(str(folder / STEP_GRAPH), "CPU", settings)
         request = compiled.create_infer_request()
-        inputs = dict(zip([x.get_any_name() for x in compiled.inputs], step_inputs(drive), strict=True))
+        graph = open_engine(Candidate("openvino", precision), folder / STEP_GRAPH, threads)
+        inputs = graph.feeds(*step_inputs(drive))
         spent: dict[str, list[float]] = defaultdict(list)
         counts: dict[str, int] = {}
         for turn in range(repeats + 2):

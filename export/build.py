@@ -114,7 +114,7 @@ def build_bundle(
         step, self_test = Path(scratch, STEP_GRAPH), Path(scratch, SELF_TEST)
         write_self_test(self_test)
         check_warp(open_engine(REFERENCE, self_test, 1))
-        export_step(model, step, size=details.size)
+        export_step(model, step, size=details.size, spec=details.condition, outputs=("frame",))
         difference = compare_rollout(model, open_engine(REFERENCE, step, threads), conditions)
         if not difference <= tolerance:
             raise ParityError(

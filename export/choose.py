@@ -25,6 +25,7 @@ from export.engines import (
     this_machine,
 )
 from export.history import ArrayHistory
+from export.inputs import from_encoded
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
 
 log = logging.getLogger(__name__)
@@ -44,11 +45,12 @@ def roll_out(
     Yields:
         Frames (3, H, W) in [-1, 1].
     """
-    history = ArrayHistory(conditions[0], history_length, seed_frame)
-    for condition in conditions[0 if seed_frame is None else 1 :]:
-        made = engine.run(condition[None], history.conditions, history.frames, history.valid)
-        frame = made["frame"][0]
-        history.advance(condition, frame)
+    # Converted beforehand, so that a step takes what it takes where conditions come in the engine's form.
+    given = [from_encoded(engine.form, x) for x in conditions]
+    history = ArrayHistory(given[0].past, history_length, seed_frame, scale=engine.form.scale)
+    for condition in given[0 if seed_frame is None else 1 :]:
+        frame = engine.run(condition, history.conditions, history.frames, history.valid)["frame"][0]
+        history.advance(condition.past, frame)
         yield frame
 
 
@@ -96,9 +98,8 @@ _WARM_UP_STEPS = 2
 def _try(engine: StepEngine, probe: Probe, history_length: int) -> _Trial:
     """Roll the probe out once and time each step after the warm-up."""
     times: list[float] = []
-    first = ArrayHistory(probe.conditions[0], history_length)
-    for _ in range(_WARM_UP_STEPS):
-        engine.run(probe.conditions[:1], first.conditions, first.frames, first.valid)
+    for _ in roll_out(engine, probe.conditions[:1].repeat(_WARM_UP_STEPS, axis=0), history_length):
+        pass
     frames = []
     steps = roll_out(engine, probe.conditions, history_length)
     for _ in probe.conditions:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import INT8_GRAPH, SELF_TEST, STEP_GRAPH
+from export.inputs import ConditionForm, StepCondition, average, form_of, from_encoded
 from fastv2v.environment import describe_machine, has_fast_bf16
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
 
@@ -37,15 +38,17 @@ class StepEngine(Protocol):
     """Name of the engine, as in ``ENGINES``."""
     precision: str
     """Number format it computes in, as the engine names it."""
+    form: ConditionForm
+    """How its graph wants conditions."""
 
     def run(
-        self, condition: Array, history_conditions: Array, history_frames: Array, valid: Array
+        self, condition: Array | StepCondition, history_conditions: Array, history_frames: Array, valid: Array
     ) -> dict[str, NDArray[Any]]:
         """Synthesise one frame.
 
         Args:
-            condition: (1, C, H, W).
-            history_conditions: (1, N-1, C, H, W), oldest first.
+            condition: made for ``form``; or all channels at full size, (1, C, H, W), which may have to be converted.
+            history_conditions: what ``StepCondition.past`` was, (1, N-1, C, h, w), oldest first; or at full size.
             history_frames: (1, N-1, 3, H, W) in [-1, 1].
             valid: (1,), 0 where there is no past frame yet.
 
@@ -92,18 +95,38 @@ class GraphEngine(ABC):
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
         """Run the graph on all its inputs, by name; give all its outputs, by name."""
 
-    def run(
-        self, condition: Array, history_conditions: Array, history_frames: Array, valid: Array
+    @functools.cached_property
+    def form(self) -> ConditionForm:
+        """See ``StepEngine.form``."""
+        return form_of(self.shapes)
+
+    def feeds(
+        self, condition: Array | StepCondition, history_conditions: Array, history_frames: Array, valid: Array
     ) -> dict[str, NDArray[Any]]:
-        """See ``StepEngine.run``."""
-        given = dict(zip(STEP_INPUTS, (condition, history_conditions, history_frames, valid), strict=True))
+        """The inputs of the graph by name, from what ``run`` takes.
+
+        Raises:
+            BundleError: if this is no step graph.
+            ShapeError: if an input does not have the shape of the graph.
+        """
+        if not isinstance(condition, StepCondition):
+            condition = from_encoded(self.form, condition[0])
+        if history_conditions.shape[-2:] == history_frames.shape[-2:]:
+            history_conditions = average(history_conditions, self.form.scale)
+        past = dict(zip(STEP_INPUTS[1:], (history_conditions, history_frames, valid), strict=True))
+        given = {**condition.inputs, **past}
         if unknown := self.shapes.keys() - given.keys():
             raise BundleError(f"{self.path} is not a step graph: it asks for {', '.join(sorted(unknown))}")
         for name, shape in self.shapes.items():
             if given[name].shape != shape:
                 raise ShapeError(f"{name} has shape {given[name].shape} and {self.path.name} was exported for {shape}")
-        feeds = {name: np.ascontiguousarray(given[name], dtype=np.float32) for name in self.shapes}
-        return self.infer(feeds)
+        return {name: np.ascontiguousarray(given[name]) for name in self.shapes}
+
+    def run(
+        self, condition: Array | StepCondition, history_conditions: Array, history_frames: Array, valid: Array
+    ) -> dict[str, NDArray[Any]]:
+        """See ``StepEngine.run``."""
+        return self.infer(self.feeds(condition, history_conditions, history_frames, valid))
 
 
 class OnnxRuntimeEngine(GraphEngine):

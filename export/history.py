@@ -16,15 +16,22 @@ class ArrayHistory:
     be encoded right into its place.
 
     Args:
-        condition: encoded condition of the first frame, (C, H, W); stands in for all past conditions.
+        condition: encoded condition of the first frame, (C, h, w), at the size at which they are kept; stands in for
+            all past conditions.
         history_length: N-1, at least 1.
         seed_frame: the real first frame, (3, H, W) float32 in [-1, 1], or None to start from nothing.
+        scale: how many times larger frames are than the conditions that are kept, along each side.
     """
 
     def __init__(
-        self, condition: NDArray[np.float32], history_length: int, seed_frame: NDArray[np.float32] | None = None
+        self,
+        condition: NDArray[np.float32],
+        history_length: int,
+        seed_frame: NDArray[np.float32] | None = None,
+        *,
+        scale: int = 1,
     ) -> None:
-        steps, size = history_length + _SPARE_STEPS, condition.shape[-2:]
+        steps, size = history_length + _SPARE_STEPS, [scale * side for side in condition.shape[-2:]]
         self._length, self._begin = history_length, 0
         self._conditions = np.empty((1, steps, *condition.shape), np.float32)
         self._conditions[:, :history_length] = condition
@@ -36,7 +43,7 @@ class ArrayHistory:
 
     @property
     def conditions(self) -> NDArray[np.float32]:
-        """Past conditions, (1, N-1, C, H, W); good until the next ``advance``."""
+        """Past conditions, (1, N-1, C, h, w); good until the next ``advance``."""
         return self._conditions[:, self._begin : self._begin + self._length]
 
     @property
@@ -46,12 +53,12 @@ class ArrayHistory:
 
     @property
     def next_condition(self) -> NDArray[np.float32]:
-        """Where the next condition will lie, (C, H, W): written there, it need not be copied."""
+        """Where the next condition will lie, (C, h, w): written there, it need not be copied."""
         place: NDArray[np.float32] = self._conditions[0, self._begin + self._length]
         return place
 
     def advance(self, condition: NDArray[np.float32], frame: NDArray[np.float32]) -> None:
-        """The oldest step leaves; ``condition`` (C, H, W) and ``frame`` (3, H, W) in [-1, 1] enter."""
+        """The oldest step leaves; ``condition`` (C, h, w) and ``frame`` (3, H, W) in [-1, 1] enter."""
         if not np.may_share_memory(condition, self.next_condition):
             self.next_condition[:] = condition
         self._frames[0, self._begin + self._length] = frame

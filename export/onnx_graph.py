@@ -25,12 +25,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 
-from export.engines import STEP_INPUTS, STEP_OUTPUTS, WARP_SELF_TEST, StepEngine
+from export.engines import STEP_OUTPUTS, WARP_SELF_TEST, StepEngine
 from fastv2v.contracts import FrameOutput, History, StepModel
+from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
+from fastv2v.nn.slim import SlimGenerator
 from fastv2v.render import advance, rollout, start_history
 
 if TYPE_CHECKING:
@@ -70,18 +73,70 @@ class _StepGraph(nn.Module):
         return tuple(getattr(output, name) for name in self.outputs)
 
 
-def export_step(model: StepModel, path: Path, *, size: tuple[int, int], opset: int = OPSET) -> GraphReport:
+class _CompactGraph(nn.Module):
+    """A slim generator's step behind what a host prepares once for each keyframe: see ``export.inputs``.
+
+    Channels that are one-hot need not be written: mixing them into a few, pixel by pixel, is looking up a table.
+    """
+
+    def __init__(self, model: SlimGenerator, outputs: tuple[str, ...], *, edges: bool) -> None:
+        super().__init__()
+        self.model, self.outputs = model, outputs
+        weight, bias = model.embed.weight[..., 0, 0], model.embed.bias  # (E, C), (E,)
+        assert bias is not None, "the embedding has a bias"
+        classes = weight[:, : weight.shape[1] - edges].T
+        # One row more than classes: pixels that are of none.
+        self.register_buffer("table", torch.cat([classes, torch.zeros_like(classes[:1])]) + bias)
+        self.register_buffer("edge_weight", weight[:, -1:, None].clone()[None] if edges else None)
+
+    def forward(
+        self,
+        labels: Tensor,
+        coarse: Tensor,
+        history_conditions: Tensor,
+        history_frames: Tensor,
+        valid: Tensor,
+        edges: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        embedded = F.embedding(labels, cast(Tensor, self.table)).permute(0, 3, 1, 2)
+        if edges is not None:
+            embedded = embedded + edges * cast(Tensor, self.edge_weight)
+        mask = None
+        if channels := self.model.foreground_channels:
+            mask = torch.stack([labels == c for c in channels]).any(dim=0).float()[:, None]
+        conditions = torch.cat([history_conditions.flatten(1, 2), coarse], dim=1)
+        output = self.model.draw(embedded, conditions, History(history_conditions, history_frames, valid), mask)
+        return tuple(getattr(output, name) for name in self.outputs)
+
+
+def is_compact(model: StepModel, spec: ConditionSpec) -> bool:
+    """Whether the generator's graph can begin behind the channels of a label condition."""
+    return isinstance(model, SlimGenerator) and model.config.input_scale > 1 and spec.kind == "labels"
+
+
+def export_step(
+    model: StepModel,
+    path: Path,
+    *,
+    size: tuple[int, int],
+    opset: int = OPSET,
+    spec: ConditionSpec | None = None,
+    outputs: tuple[str, ...] | None = None,
+) -> GraphReport:
     """Write one step of a generator as an ONNX graph of fixed shapes: batch 1, float32, evaluation mode.
 
     Inputs are ``condition`` (1, C, H, W), ``history_conditions`` (1, N-1, C, H, W), ``history_frames``
-    (1, N-1, 3, H, W) and ``valid`` (1,). Outputs are ``frame`` and those of ``hallucinated``, ``flow`` and
-    ``occlusion`` that the generator has. The model itself is left untouched.
+    (1, N-1, 3, H, W) and ``valid`` (1,). Where the generator allows it (``is_compact``) ``labels`` (1, H, W) int32 in
+    [0, L], ``edges`` (1, 1, H, W) for instance borders and ``coarse`` (1, C, h, w) stand in for ``condition``, and
+    ``history_conditions`` are (1, N-1, C, h, w). The model itself is left untouched.
 
     Args:
         model: a step model that is also a torch module.
         path: the file to write; it appears complete or not at all.
         size: (height, width) in pixels.
         opset: ONNX operator set, 18 or newer; 20 and newer only for graphs without ``GridSample``.
+        spec: how conditions are encoded; None: not known, and the graph takes all channels.
+        outputs: which of ``STEP_OUTPUTS`` to write; None takes those that the generator has.
 
     Returns:
         The operator set and the nodes of the written graph.
@@ -99,7 +154,14 @@ def export_step(model: StepModel, path: Path, *, size: tuple[int, int], opset: i
         raise ConfigError(f"opset {opset} is too old: the exporter writes opset {OPSET} or newer")
     deployed = cast(StepModel, _deployable(model))
     example = _example_inputs(deployed, size)
-    proto = _trace(deployed, example, opset)
+    names = _present(deployed, example)
+    if outputs is not None and (missing := [name for name in outputs if name not in names]):
+        raise ConfigError(f"{type(model).__name__} has no output {missing[0]!r}; it has {', '.join(names)}")
+    graph: nn.Module = _StepGraph(deployed, outputs or names)
+    if spec is not None and isinstance(deployed, SlimGenerator) and is_compact(deployed, spec):
+        graph = _CompactGraph(deployed, outputs or names, edges=spec.use_instances)
+        example = _compact_example(example, deployed.config.input_scale, edges=spec.use_instances)
+    proto = _trace(graph, example, outputs or names, opset, f"{type(model).__name__}.step")
     _check_graph(proto, opset, size)
     _write_atomically(proto, Path(path))
     nodes = dict(Counter(node.op_type for node in proto.graph.node).most_common())
@@ -137,52 +199,65 @@ def _bake(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
 
 
-def _example_inputs(model: StepModel, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Inputs of the right shapes, in the order of ``STEP_INPUTS``."""
+def _example_inputs(model: StepModel, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Inputs of the right shapes, by name."""
     past = model.history_length
-    return (
-        torch.zeros(1, model.condition_channels, *size),
-        torch.zeros(1, past, model.condition_channels, *size),
-        torch.zeros(1, past, 3, *size),
-        torch.ones(1),
-    )
+    return {
+        "condition": torch.zeros(1, model.condition_channels, *size),
+        "history_conditions": torch.zeros(1, past, model.condition_channels, *size),
+        "history_frames": torch.zeros(1, past, 3, *size),
+        "valid": torch.ones(1),
+    }
 
 
-def _trace(model: StepModel, example: tuple[Tensor, ...], opset: int) -> ModelProto:
-    """Run the exporter and strip what only its authors need."""
+def _compact_example(plain: dict[str, Tensor], scale: int, *, edges: bool) -> dict[str, Tensor]:
+    """Inputs of the compact graph of the same size."""
+    condition, past = plain["condition"], plain["history_conditions"]
+    size = condition.shape[-2:]
+    example = {
+        "labels": torch.zeros(1, *size, dtype=torch.int32),
+        "coarse": condition[..., ::scale, ::scale].clone(),
+        "history_conditions": past[..., ::scale, ::scale].clone(),
+        "history_frames": plain["history_frames"],
+        "valid": plain["valid"],
+    }
+    return {**example, "edges": torch.zeros(1, 1, *size)} if edges else example
+
+
+def _trace(graph: nn.Module, example: dict[str, Tensor], names: tuple[str, ...], opset: int, what: str) -> ModelProto:
+    """Run the exporter on ``what`` and strip what only its authors need."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the export needs {error.name}: pip install onnx onnxscript") from error
-    with torch.no_grad():
-        output, _ = model.step(example[0], History(example[1], example[2], example[3]))
-    names = _present(output)
-    graph = _StepGraph(model, names).eval()
     try:
         with warnings.catch_warnings(), _quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                graph,
-                example,
+                graph.eval(),
+                tuple(example.values()),
                 dynamo=True,
                 opset_version=opset,
                 optimize=True,
                 verbose=False,
-                input_names=list(STEP_INPUTS),
+                input_names=list(example),
                 output_names=list(names),
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise BundleError(f"{type(model).__name__}.step cannot be exported to ONNX: {reason}") from error
+        raise BundleError(f"{what} cannot be exported to ONNX: {reason}") from error
     assert program is not None, "the dynamo exporter gives a program"
     proto = program.model_proto
     _strip(proto)
     return proto
 
 
-def _present(output: FrameOutput) -> tuple[str, ...]:
+def _present(model: StepModel, example: dict[str, Tensor]) -> tuple[str, ...]:
     """Names of the outputs a generator has; ``hallucinated`` counts only where it is not the frame itself."""
+    past = History(example["history_conditions"], example["history_frames"], example["valid"])
+    with torch.no_grad():
+        output, _ = model.step(example["condition"], past)
     names = [name for name in STEP_OUTPUTS if getattr(output, name) is not None]
     if output.hallucinated is output.frame:
         names.remove("hallucinated")
@@ -226,7 +301,8 @@ def _check_graph(proto: ModelProto, opset: int, size: tuple[int, int]) -> None:
         raise BundleError(f"the exported graph is not valid ONNX: {error}") from error
     for value in chain(proto.graph.input, proto.graph.output):
         shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        if 0 in shape or (value.name != "valid" and tuple(shape[-2:]) != size):
+        averaged = value.name in ("coarse", "history_conditions")
+        if 0 in shape or (value.name != "valid" and not averaged and tuple(shape[-2:]) != size):
             raise BundleError(f"{value.name} of the exported graph has shape {shape}, not a fixed {size[0]}x{size[1]}")
 
 

@@ -17,32 +17,33 @@ from typing import Any
 from numpy.typing import NDArray
 
 from export.choose import Probe, roll_out
-from export.engines import STEP_INPUTS, Array, StepEngine
+from export.engines import Array, GraphEngine
+from export.inputs import StepCondition
 from fastv2v.errors import MissingExtraError
 
 LEAST_CHANNELS = 16
 """Convolutions that take or give fewer channels keep their floating point."""
 
-Feeds = Mapping[str, Array]
+Feeds = Mapping[str, NDArray[Any]]
 
 
 class _Recorder:
     """An engine that remembers what it was fed."""
 
-    def __init__(self, engine: StepEngine) -> None:
-        self._engine, self.name, self.precision = engine, engine.name, engine.precision
+    def __init__(self, engine: GraphEngine) -> None:
+        self._engine, self.name, self.precision, self.form = engine, engine.name, engine.precision, engine.form
         self.feeds: list[Feeds] = []
 
     def run(
-        self, condition: Array, history_conditions: Array, history_frames: Array, valid: Array
+        self, condition: Array | StepCondition, history_conditions: Array, history_frames: Array, valid: Array
     ) -> dict[str, NDArray[Any]]:
         """See ``StepEngine.run``."""
-        given = (condition, history_conditions, history_frames, valid)
-        self.feeds.append({name: x.copy() for name, x in zip(STEP_INPUTS, given, strict=True)})
-        return self._engine.run(*given)
+        feeds = self._engine.feeds(condition, history_conditions, history_frames, valid)
+        self.feeds.append({name: x.copy() for name, x in feeds.items()})
+        return self._engine.infer(feeds)
 
 
-def calibration_feeds(engine: StepEngine, probe: Probe, history_length: int) -> list[Feeds]:
+def calibration_feeds(engine: GraphEngine, probe: Probe, history_length: int) -> list[Feeds]:
     """What a step sees in use: the probe rolled out from nothing and, where there are real frames, from the first one.
 
     Args:
@@ -94,7 +95,7 @@ def quantize_step(step: Path, out: Path, feeds: Sequence[Feeds], *, least_channe
         def __init__(self) -> None:
             self._left = iter(feeds)
 
-        def get_next(self) -> dict[str, Array] | None:
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
             feed = next(self._left, None)
             return None if feed is None else {name: x for name, x in feed.items() if name in names}
 

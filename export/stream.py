@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from export.bundle import Manifest
 from export.engines import StepEngine
 from export.history import ArrayHistory
-from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
+from export.inputs import encode_for
+from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import BundleError, ConfigError, DataError
 from interpolate.extrapolate import DISExtrapolator, Extrapolator, HoldExtrapolator
 from interpolate.fill import Interpolator, StreamFiller
@@ -211,13 +212,13 @@ class Stream:
         """
         taken = _checked_condition(condition, self.manifest.condition, self.manifest.size, "the probe")
         spec = self.manifest.condition
-        past = ArrayHistory(
-            encode_condition_numpy(spec, taken.labels, taken.instances, taken.maps), self.manifest.history_length, None
-        )
+        form = self.engine.form
+        first = encode_for(form, spec, taken.labels, taken.instances, taken.maps)
+        past = ArrayHistory(first.past, self.manifest.history_length, scale=form.scale)
 
         def step() -> object:
-            encoded = encode_condition_numpy(spec, taken.labels, taken.instances, taken.maps, out=past.next_condition)
-            return self.engine.run(encoded[None], past.conditions, past.frames, past.valid)
+            encoded = encode_for(form, spec, taken.labels, taken.instances, taken.maps, out=past.next_condition)
+            return self.engine.run(encoded, past.conditions, past.frames, past.valid)
 
         return step
 
@@ -408,19 +409,18 @@ class Stream:
         """Make one keyframe and remember it, unrounded, for the next."""
         start = time.perf_counter()
         place = None if self._history is None else self._history.next_condition
-        encoded = encode_condition_numpy(
-            self.manifest.condition, condition.labels, condition.instances, condition.maps, out=place
-        )
+        form, spec = self.engine.form, self.manifest.condition
+        encoded = encode_for(form, spec, condition.labels, condition.instances, condition.maps, out=place)
         if self._history is None:
             seed = None if self._seed is None else _from_uint8(self._seed)
-            self._history = ArrayHistory(encoded, self.manifest.history_length, seed)
+            self._history = ArrayHistory(encoded.past, self.manifest.history_length, seed, scale=form.scale)
             if self._seed is not None:
                 return _Keyframe(self._seed, False, time.perf_counter() - start)
         past = self._history
-        frame = self.engine.run(encoded[None], past.conditions, past.frames, past.valid)["frame"][0]
+        frame = self.engine.run(encoded, past.conditions, past.frames, past.valid)["frame"][0]
         if not np.isfinite(frame).all():
             raise BundleError(f"{self.engine.precision} gave values that are not finite; choose precision f32")
-        past.advance(encoded, frame)
+        past.advance(encoded.past, frame)
         return _Keyframe(_to_uint8(frame), True, time.perf_counter() - start)
 
     def _fill(self, keyframes: Iterable[tuple[int, NDArray[np.uint8]]]) -> list[DeliveredFrame]:

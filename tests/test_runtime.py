@@ -33,7 +33,7 @@ class RecordingEngine:
     """Keeps the unrounded frames of another engine."""
 
     def __init__(self, engine) -> None:
-        self.engine, self.name, self.precision = engine, engine.name, engine.precision
+        self.engine, self.name, self.precision, self.form = engine, engine.name, engine.precision, engine.form
         self.frames: list[np.ndarray] = []
 
     def run(self, *inputs):

@@ -15,6 +15,7 @@ import numpy as np
 
 from export.bundle import Cost, Manifest, Parity, write_bundle
 from export.engines import WARP_SELF_TEST
+from export.inputs import PLAIN
 from fastv2v.data.conditions import ConditionSpec
 
 SIZE = (16, 24)
@@ -48,7 +49,7 @@ def label_maps(num_frames: int, seed: int = 0) -> list[np.ndarray]:
 class FakeEngine:
     """Fades from its last frame towards a colour of the condition; records what it was asked."""
 
-    name, precision = "fake", "f32"
+    name, precision, form = "fake", "f32", PLAIN
 
     def __init__(self, fail_at: int = -1, delay_s: float = 0.0) -> None:
         self.fail_at, self.delay_s = fail_at, delay_s
@@ -56,6 +57,7 @@ class FakeEngine:
         self.threads: set[int] = set()
 
     def run(self, condition, history_conditions, history_frames, valid):
+        condition = condition.inputs["condition"]
         self.threads.add(threading.get_ident())
         if len(self.calls) == self.fail_at:
             raise RuntimeError("out of coffee")

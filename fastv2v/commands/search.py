@@ -377,7 +377,8 @@ def _time_keyframe(shop: _Workshop, config: SlimConfig) -> float:
     args, (height, width) = shop.args, shop.architecture.size
     with tempfile.TemporaryDirectory() as scratch:
         graph = Path(scratch, "step.onnx")
-        export_step(shop.build(config).eval(), graph, size=shop.architecture.size)
+        spec = shop.architecture.condition
+        export_step(shop.build(config).eval(), graph, size=shop.architecture.size, spec=spec, outputs=("frame",))
         engine = open_engine(EngineChoice(args.engine, args.precision), graph, args.threads)
         past, plane = config.history_length, (height, width)
         blank = (
@@ -386,7 +387,8 @@ def _time_keyframe(shop: _Workshop, config: SlimConfig) -> float:
             np.zeros((1, past, 3, *plane), np.float32),
             np.ones(1, np.float32),
         )
-        return measure_latency(lambda: engine.run(*blank), warmup=5, repeats=args.repeats).median_ms
+        feeds = engine.feeds(*blank)
+        return measure_latency(lambda: engine.infer(feeds), warmup=5, repeats=args.repeats).median_ms
 
 
 def _train_super(shop: _Workshop) -> Path:

@@ -207,9 +207,32 @@ class SlimGenerator(nn.Module):
             least = 2 * self.size_multiple
             raise ShapeError(f"frames of {height}x{width} are too small: this generator needs at least {least}x{least}")
         check_step_inputs(condition, history, self.condition_channels, self.history_length)
+        past, present = (self.coarse(x) for x in (history.conditions.flatten(1, 2), condition))
+        mask = foreground_mask(condition, self.foreground_channels) if self.foreground_channels else None
+        output = self.draw(self.embed(condition), torch.cat([past, present], dim=1), history, mask)
+        return output, advance(history, condition, output.frame)
+
+    def coarse(self, maps: Tensor) -> Tensor:
+        """Average maps (B, C, H, W) to the working size, (B, C, H / scale, W / scale)."""
         scale = self.config.input_scale
-        embedded = self.embed(condition)
-        levels = self.encoder(self._entering(condition, embedded, history))
+        return F.avg_pool2d(maps, scale) if scale > 1 else maps
+
+    def draw(self, embedded: Tensor, conditions: Tensor, history: History, foreground: Tensor | None) -> FrameOutput:
+        """The frame, from conditions in the form that the convolutions take in: what ``step`` does once it has them.
+
+        A deployed graph begins here, so that it need not average the same past conditions again and again.
+
+        Args:
+            embedded: the present condition through ``embed``, (B, E, H, W).
+            conditions: past and present conditions, oldest first, averaged by ``coarse``, (B, N * C, h, w).
+            history: its frames (B, N-1, 3, H, W) and ``valid``; its conditions are not looked at.
+            foreground: where the picture is drawn anew, (B, 1, H, W) in [0, 1]; None where there is no foreground.
+
+        Returns:
+            The frame with its parts.
+        """
+        scale = self.config.input_scale
+        levels = self.encoder(self._entering(embedded, conditions, history))
         bottom = self.bottom(levels.bottom)
         features = self.decoder(bottom, levels.skips)
         patches = F.pixel_shuffle(self.head(features).float(), scale)
@@ -223,29 +246,27 @@ class SlimGenerator(nn.Module):
                 flow = F.interpolate(flow, scale_factor=float(scale), mode="bilinear", align_corners=False)
             motion = torch.cat([flow, patches[:, 3:]], dim=1)
             output = blend_warped(hallucinated, motion, history, flow_scale=self.config.flow_scale, align_corners=True)
-            if self.foreground_channels:
-                output = _drawn_anew(output, foreground_mask(condition, self.foreground_channels))
+            if foreground is not None:
+                output = _drawn_anew(output, foreground)
         if self.config.refine_width:
             finishing = torch.cat([output.frame, hallucinated, embedded.float()], dim=1)
             frame = (output.frame + self.refine(finishing).float()).clamp(-1, 1)
             output = output._replace(frame=frame)
-        return output, advance(history, condition, output.frame)
+        return output
 
     def forward(self, condition: Tensor, history: History) -> tuple[FrameOutput, History]:
         """Same as ``step``."""
         return self.step(condition, history)
 
-    def _entering(self, condition: Tensor, embedded: Tensor, history: History) -> Tensor:
+    def _entering(self, embedded: Tensor, conditions: Tensor, history: History) -> Tensor:
         """All inputs at the working size, (B, channels, H / scale, W / scale)."""
-        scale = self.config.input_scale
-        valid = history.valid.view(-1, 1, 1, 1)
         older, latest = history.frames[:, :-1].flatten(1, 2), history.frames[:, -1]
-        averaged = torch.cat([history.conditions.flatten(1, 2), condition, older], dim=1)
         whole = torch.cat([embedded, latest.to(embedded.dtype)], dim=1)
-        if scale > 1:
-            averaged, whole = F.avg_pool2d(averaged, scale), F.pixel_unshuffle(whole, scale)
-        flag = valid.expand(-1, 1, *averaged.shape[-2:])
-        return torch.cat([averaged, whole.to(averaged.dtype), flag], dim=1)
+        if self.config.input_scale > 1:
+            whole = F.pixel_unshuffle(whole, self.config.input_scale)
+        averaged = [conditions, self.coarse(older)] if older.shape[1] else [conditions]
+        flag = history.valid.view(-1, 1, 1, 1).expand(-1, 1, *conditions.shape[-2:])
+        return torch.cat([*averaged, whole.to(conditions.dtype), flag], dim=1)
 
 
 class SlimEncoder(nn.Module):
