@@ -38,8 +38,11 @@ class StepEngine(Protocol):
     """Name of the engine, as in ``ENGINES``."""
     precision: str
     """Number format it computes in, as the engine names it."""
-    form: ConditionForm
-    """How its graph wants conditions."""
+
+    @property
+    def form(self) -> ConditionForm:
+        """How its graph wants conditions."""
+        ...
 
     def run(
         self, condition: Array | StepCondition, history_conditions: Array, history_frames: Array, valid: Array
