@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_fill import moving_texture, numbered, psnr_db, two_scenes
+from pictures import moving_texture, numbered, psnr_db, two_scenes
 
 from fastv2v.errors import ConfigError, ShapeError
 from interpolate.extrapolate import DISExtrapolator, HoldExtrapolator
