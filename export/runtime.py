@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from export.bundle import Manifest, load_manifest
 from export.camera import Camera, CameraConfig
 from export.convert import Converter, edge_converter, picture_conditions
-from export.engines import REFERENCE, Candidate, GraphEngine, open_tested_engine, this_machine
+from export.engines import ENGINES, REFERENCE, Candidate, GraphEngine, open_tested_engine, this_machine
 from export.sources import camera_conditions, folder_conditions, piped_conditions, video_conditions
 from export.stream import Condition, ConditionMap, DeliveredFrame, Stream, StreamError, StreamStats
 from fastv2v.errors import BundleError, MissingExtraError
@@ -104,7 +104,13 @@ def _measured_precision(manifest: Manifest, engine: str) -> str:
 
 def _open_best(folder: Path, manifest: Manifest, precision: str | None, threads: int | None) -> GraphEngine:
     """Open the first engine of the measured order that runs here, and say why it was taken."""
-    order = list(dict.fromkeys([*_measured(manifest), REFERENCE, Candidate("openvino", "f32")]))
+    known, unknown = [], []
+    for candidate in _measured(manifest):
+        is_known = candidate.engine in ENGINES and candidate.precision in ENGINES[candidate.engine].precisions
+        (known if is_known else unknown).append(candidate)
+    for candidate in unknown:
+        log.warning("%s: %s cannot be used: this version of fastv2v does not know it", folder.name, candidate)
+    order = list(dict.fromkeys([*known, REFERENCE, Candidate("openvino", "f32")]))
     if precision is not None:
         order = [c for c in order if c.precision == precision] or [Candidate("openvino", precision)]
     refused = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from fastv2v.errors import BundleError, ConfigError, DataError, MissingExtraErro
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = available_engines()[0]
+OTHER = next(name for name in ENGINES if name != ENGINE)
 needs_both = pytest.mark.skipif(len(available_engines()) < len(ENGINES), reason="needs both engines")
 
 
@@ -398,6 +400,24 @@ class TestOpenBundle:
             assert (stream.engine.name, stream.engine.precision) == ("openvino", "f32")
         assert "openvino bf16 cannot be used: this processor" in caplog.text
         assert "the next best, 3 ms" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("engine", "precision", "why"),
+        [
+            (OTHER, "f32", f"pip install {OTHER}"),
+            (ENGINE, "int8", r"step\.int8\.onnx is missing"),
+            ("abacus", "f32", "this version of fastv2v does not know it"),
+            (ENGINE, "base12", "this version of fastv2v does not know it"),
+        ],
+    )
+    def test_a_bundle_measured_elsewhere_falls_back_aloud(self, bundle, caplog, monkeypatch, engine, precision, why):
+        monkeypatch.setitem(sys.modules, OTHER, None)
+        record_engine(bundle, measured((engine, precision, 1.0, True), cpu="Abacus 9"))
+        with caplog.at_level(logging.INFO, "export"), open_bundle(bundle, threads=1) as stream:
+            assert stream.engine_name == f"{ENGINE} f32"
+            assert len(list(stream.frames(label_maps(6)))) == 6
+        assert re.search(rf"{engine} {precision} cannot be used: .*{why}", caplog.text)
+        assert f"using {ENGINE} f32 with 1 threads: none of the measured engines runs here" in caplog.text
 
     @needs_both
     def test_a_named_engine_is_taken_or_fails(self, source, monkeypatch):
