@@ -170,6 +170,30 @@ def export_step(
     return GraphReport(opset=opset, nodes=nodes, outputs=outputs)
 
 
+def export_network(network: nn.Module, path: Path, shape: tuple[int, ...], names: tuple[str, str]) -> GraphReport:
+    """Write a network of one input and one output as an ONNX graph of fixed shapes, in float32 and evaluation mode.
+
+    Args:
+        network: the network, left untouched.
+        path: the file to write; it appears complete or not at all.
+        shape: (1, C, H, W) of its input; its output has the same height and width.
+        names: of input and output in the graph.
+
+    Returns:
+        The operator set and the nodes of the written graph.
+
+    Raises:
+        BundleError: if the network cannot be exported or its graph is not valid.
+        MissingExtraError: if onnx or onnxscript is not installed.
+    """
+    example = {names[0]: torch.zeros(shape)}
+    proto = _trace(_deployable(network), example, names[1:], OPSET, type(network).__name__)
+    _check_graph(proto, OPSET, (shape[-2], shape[-1]))
+    _write_atomically(proto, Path(path))
+    nodes = dict(Counter(node.op_type for node in proto.graph.node).most_common())
+    return GraphReport(opset=OPSET, nodes=nodes, outputs=names[1:])
+
+
 def _deployable(model: nn.Module) -> nn.Module:
     """A frozen float32 copy on the CPU whose weights are plain tensors."""
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
@@ -183,7 +207,30 @@ def _deployable(model: nn.Module) -> nn.Module:
                 remove_spectral_norm(module, hook.name)
             elif type(hook).__name__ == "WeightNorm":
                 remove_weight_norm(module, hook.name)
+        if isinstance(module, nn.Sequential):
+            _fold_shuffled_norm(module)
     return model
+
+
+def _fold_shuffled_norm(part: nn.Sequential) -> None:
+    """Fold a batch norm behind a pixel shuffle into the convolution before it: the exporter only sees neighbours.
+
+    Channel c behind the shuffle comes from channels c r^2 to (c + 1) r^2 - 1 before it, so all of these take its factor.
+    """
+    for index, (conv, shuffle, norm) in enumerate(zip(part, part[1:], part[2:], strict=False)):
+        kinds = isinstance(conv, nn.Conv2d), isinstance(shuffle, nn.PixelShuffle), isinstance(norm, nn.BatchNorm2d)
+        if not all(kinds) or norm.running_var is None:
+            continue
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        shift = -norm.running_mean * scale
+        if norm.affine:
+            scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+        repeats = shuffle.upscale_factor**2
+        scale, shift = scale.repeat_interleave(repeats), shift.repeat_interleave(repeats)
+        bias = shift if conv.bias is None else conv.bias * scale + shift
+        conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1), requires_grad=False)
+        conv.bias = nn.Parameter(bias, requires_grad=False)
+        part[index + 2] = nn.Identity()
 
 
 def _bake(module: nn.Module) -> None:

@@ -340,8 +340,25 @@ def blend_warped(
         All parts of the frame.
     """
     motion = motion.float()
-    flow = motion[:, :2] * flow_scale
-    predicted = torch.sigmoid(motion[:, 2:])
+    return blend_moved(hallucinated, motion[:, :2] * flow_scale, motion[:, 2:], history, align_corners=align_corners)
+
+
+def blend_moved(
+    hallucinated: Tensor, flow: Tensor, unseen: Tensor, history: History, *, align_corners: bool
+) -> FrameOutput:
+    """Warp the previous frame by flow in pixels, (B, 2, H, W), and mix it with the hallucinated one.
+
+    Args:
+        hallucinated: (B, 3, H, W) in [-1, 1].
+        flow: from this frame to the previous one, in pixels, float32.
+        unseen: occlusion before its sigmoid, (B, 1, H, W), float32.
+        history: its latest frame is warped, and only where it is valid.
+        align_corners: grid convention of the warp.
+
+    Returns:
+        All parts of the frame.
+    """
+    predicted = torch.sigmoid(unseen)
     warped = warp_backward(history.frames[:, -1], flow, align_corners=align_corners)
     # Without a previous frame nothing can be warped: the weight becomes 1 and the frame is hallucinated whole.
     weight = 1 - history.valid.view(-1, 1, 1, 1) * (1 - predicted)

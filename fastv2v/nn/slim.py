@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastv2v.contracts import FrameOutput, History
 from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.nn.blocks import BlockKind, InvertedResidual, ResidualBlock, init_gan_weights
-from fastv2v.nn.composite import blend_warped, check_step_inputs, foreground_mask
+from fastv2v.nn.composite import blend_moved, check_step_inputs, foreground_mask
 from fastv2v.render import advance
 
 SlimBlock = Literal[BlockKind, "separable"]
@@ -244,8 +244,9 @@ class SlimGenerator(nn.Module):
             flow = self.flow_head(features).float()
             if scale > 1:
                 flow = F.interpolate(flow, scale_factor=float(scale), mode="bilinear", align_corners=False)
-            motion = torch.cat([flow, patches[:, 3:]], dim=1)
-            output = blend_warped(hallucinated, motion, history, flow_scale=self.config.flow_scale, align_corners=True)
+            output = blend_moved(
+                hallucinated, flow * self.config.flow_scale, patches[:, 3:], history, align_corners=True
+            )
             if foreground is not None:
                 output = _drawn_anew(output, foreground)
         if self.config.refine_width:

@@ -34,11 +34,11 @@ def warp_backward(source: Tensor, flow: Tensor, *, align_corners: bool = True) -
     height, width = source.shape[-2:]
     # Coordinates lose whole pixels in half precision, so sampling is always done in float32.
     with torch.autocast(source.device.type, enabled=False):
-        x = torch.linspace(-1, 1, width, device=source.device).view(1, 1, width)
-        y = torch.linspace(-1, 1, height, device=source.device).view(1, height, 1)
-        grid_x = x + flow[:, 0].float() * (2 / max(width - 1, 1))
-        grid_y = y + flow[:, 1].float() * (2 / max(height - 1, 1))
-        grid = torch.stack([grid_x, grid_y], dim=-1)
+        x = torch.linspace(-1, 1, width, device=source.device).expand(height, width)
+        y = torch.linspace(-1, 1, height, device=source.device)[:, None].expand(height, width)
+        per_pixel = torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=source.device)
+        # Flow is turned around whole: axis by axis, a deployed graph would pass over the picture eight times.
+        grid = torch.stack([x, y], dim=-1) + flow.float().permute(0, 2, 3, 1) * per_pixel
         warped = F.grid_sample(
             source.float(), grid, mode="bilinear", padding_mode="border", align_corners=align_corners
         )
