@@ -5,11 +5,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from tiny_bundle import SIZE, SPEC, label_maps, manifest
-from tiny_step import TinyStep
+from tiny_bundle import SIZE, SPEC, label_maps, write_tiny
 
-from export.bundle import write_bundle
-from export.onnx_graph import export_step, write_self_test
 from export.sources import condition_files, read_conditions, read_seed
 from fastv2v.commands.stream import main
 from fastv2v.data.transforms import GeometryConfig, apply_geometry, draw_geometry
@@ -22,13 +19,9 @@ HEIGHT, WIDTH = SIZE
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
-    export_step(TinyStep(), folder / "step.onnx", size=SIZE)
-    write_self_test(folder / "selftest.onnx")
-    files = {name: folder / name for name in ("step.onnx", "selftest.onnx")}
-    write_bundle(folder / "tiny.v2v", manifest(), files)
     with_borders = replace(SPEC, class_names=SPEC.class_names[:3], use_instances=True)
-    write_bundle(folder / "borders.v2v", manifest(condition=with_borders), files)
-    return folder / "tiny.v2v"
+    write_tiny(folder / "borders.v2v", condition=with_borders)
+    return write_tiny(folder / "tiny.v2v")
 
 
 def save(folder, maps, name="frame_{}.png"):
@@ -101,6 +94,20 @@ class TestMessages:
             with pytest.raises(DataError, match=r"frame_9\.png: label id 7 .* 0 \(road\) to 3 \(sky\)"):
                 stream(bundle, labels, tmp_path / out)
         assert only_these(tmp_path, "labels")
+
+    def test_a_missing_number_is_refused_held_or_skipped(self, bundle, labels, tmp_path, caplog):
+        (labels / "frame_5.png").unlink()
+        with pytest.raises(DataError, match=r"1 of 11 files are missing \(frame_5\); add them, or set .*--missing"):
+            stream(bundle, labels, tmp_path / "frames")
+        assert stream(bundle, labels, tmp_path / "held", "--missing", "hold") == 0
+        assert only_these(tmp_path / "held", *(f"frame_{i}.png" for i in range(11)))
+        assert stream(bundle, labels, tmp_path / "skipped", "--missing", "skip") == 0
+        assert only_these(tmp_path / "skipped", *(f"frame_{i}.png" for i in range(11) if i != 5))
+        assert caplog.text.count("1 of 11 files are missing (frame_5)") == 2
+
+    def test_the_first_frames_only(self, bundle, labels, tmp_path):
+        assert stream(bundle, labels, tmp_path / "frames", "--frames", 3) == 0
+        assert only_these(tmp_path / "frames", "frame_0.png", "frame_1.png", "frame_2.png")
 
     def test_missing_instances_name_the_option(self, bundle, labels, tmp_path):
         borders = bundle.with_name("borders.v2v")

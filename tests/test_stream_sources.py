@@ -8,12 +8,9 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from tiny_bundle import PALETTE, SIZE, SPEC, label_maps, manifest
-from tiny_step import TinyStep
+from tiny_bundle import PALETTE, SIZE, SPEC, label_maps, write_tiny
 
-from export.bundle import write_bundle
 from export.convert import ClassColours
-from export.onnx_graph import export_step, write_self_test
 from fastv2v.cli import main as run
 from fastv2v.commands.stream import main
 from fastv2v.errors import ConfigError, DataError, MediaError
@@ -25,14 +22,10 @@ HEIGHT, WIDTH = SIZE
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
-    export_step(TinyStep(), folder / "step.onnx", size=SIZE)
-    write_self_test(folder / "selftest.onnx")
-    files = {name: folder / name for name in ("step.onnx", "selftest.onnx")}
-    write_bundle(folder / "tiny.v2v", manifest(palette=PALETTE), files)
-    write_bundle(folder / "plain.v2v", manifest(palette=None), files)
     with_borders = replace(SPEC, class_names=SPEC.class_names[:3], use_instances=True)
-    write_bundle(folder / "borders.v2v", manifest(condition=with_borders, palette=None), files)
-    return folder / "tiny.v2v"
+    write_tiny(folder / "plain.v2v")
+    write_tiny(folder / "borders.v2v", condition=with_borders)
+    return write_tiny(folder / "tiny.v2v", palette=PALETTE)
 
 
 MAPS = [(x % 4).astype(np.uint8) for x in label_maps(10)]
@@ -190,6 +183,52 @@ class TestCausal:
         frames = made(tmp_path / "out")
         assert len(frames) == 10
         assert same([frames[i] for i in (0, 4, 8)], [wanted[i] for i in (0, 4, 8)])
+
+
+class FakeCamera:
+    """Shows colours of classes, then stops."""
+
+    asked: list = []  # noqa: RUF012
+    name = "camera 0"
+
+    def __init__(self, source):
+        self.asked.append(source)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.asked.append("closed")
+
+    def __iter__(self):
+        yield from (np.array(PALETTE, np.uint8)[x] for x in MAPS)
+        raise MediaError("camera 0 stopped")
+
+
+class TestCamera:
+    @pytest.fixture(autouse=True)
+    def camera(self, monkeypatch):
+        FakeCamera.asked.clear()
+        monkeypatch.setattr("fastv2v.commands.stream.Camera", FakeCamera)
+
+    def command(self, bundle, *more):
+        return [str(x) for x in ("--bundle", bundle, "--engine", "auto", "--threads", 1, *more)]
+
+    def test_as_many_frames_as_asked_for(self, bundle, wanted, tmp_path):
+        assert main(self.command(bundle, "--camera", 0, "--frames", 9, "--out", tmp_path / "out")) == 0
+        assert same(made(tmp_path / "out"), wanted[:9])
+        assert FakeCamera.asked == [0, "closed"]
+
+    def test_what_is_due_is_written_when_it_stops(self, bundle, wanted, tmp_path):
+        with pytest.raises(DataError, match=r"camera 0 stopped \(the 10 frames before it are in .*out\)"):
+            main(self.command(bundle, "--camera", "rtsp://roof", "--out", tmp_path / "out"))
+        assert same(made(tmp_path / "out"), wanted)
+        assert FakeCamera.asked == ["rtsp://roof", "closed"]
+
+    def test_a_bundle_it_cannot_serve_is_refused_before_it_is_opened(self, bundle, tmp_path):
+        with pytest.raises(ConfigError, match=r"needs an instance map .* which camera 0 does not hold"):
+            main(self.command(bundle.with_name("borders.v2v"), "--camera", 0, "--out", tmp_path / "out"))
+        assert FakeCamera.asked == []
 
 
 class TestScreen:

@@ -139,6 +139,18 @@ class TestBatches:
         assert rounded.dtype == torch.bfloat16
         assert (rounded.float() - exact).abs().mean() < 0.01
 
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_a_gpu_makes_the_same_frames(self):
+        frames = [to_torch(x) for x in square_over_background(5, 6)]
+        labels = torch.randint(0, 3, (1, 3, 96, 160), generator=torch.Generator().manual_seed(0))
+        flows = steady(frames[0].shape, 6.0, 1.0)
+        made = []
+        for device in ("cpu", "cuda"):
+            first, second, there, back, maps = (x.to(device) for x in (frames[0], frames[4], *flows, labels))
+            made.append(TorchInterpolator().between(first, second, [0.5], flows=(there, back), labels=maps).cpu())
+        assert (made[0] - made[1]).abs().mean() < 1e-4
+
     def test_no_times_no_frames(self):
         a = torch.zeros(2, 3, 32, 32)
         assert TorchInterpolator().between(a, a, [], flows=steady(a.shape, 0.0)).shape == (2, 0, 3, 32, 32)
