@@ -215,11 +215,15 @@ def _deployable(model: nn.Module) -> nn.Module:
 def _fold_shuffled_norm(part: nn.Sequential) -> None:
     """Fold a batch norm behind a pixel shuffle into the convolution before it: the exporter only sees neighbours.
 
-    Channel c behind the shuffle comes from channels c r^2 to (c + 1) r^2 - 1 before it, so all of these take its factor.
+    Channel c behind the shuffle comes from channels c r^2 to (c + 1) r^2 - 1 before it: all of these take its factor.
     """
-    for index, (conv, shuffle, norm) in enumerate(zip(part, part[1:], part[2:], strict=False)):
-        kinds = isinstance(conv, nn.Conv2d), isinstance(shuffle, nn.PixelShuffle), isinstance(norm, nn.BatchNorm2d)
-        if not all(kinds) or norm.running_var is None:
+    layers = list(part)
+    for index, (conv, shuffle, norm) in enumerate(zip(layers, layers[1:], layers[2:], strict=False)):
+        if not (
+            isinstance(conv, nn.Conv2d) and isinstance(shuffle, nn.PixelShuffle) and isinstance(norm, nn.BatchNorm2d)
+        ):
+            continue
+        if norm.running_var is None or norm.running_mean is None:
             continue
         scale = torch.rsqrt(norm.running_var + norm.eps)
         shift = -norm.running_mean * scale
