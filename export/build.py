@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from export.bundle import (
     INT8_GRAPH,
@@ -24,7 +27,17 @@ from export.bundle import (
 )
 from export.choose import EngineGuard, Probe, choose_engine
 from export.engines import INT8, REFERENCE, check_warp, open_engine
-from export.onnx_graph import OPSET, compare_rollout, export_step, write_self_test
+from export.interpolation import (
+    CORRECTIONS,
+    FEATURES,
+    INTERPOLATION_GRAPH,
+    NETWORK_METHOD,
+    Fill,
+    Frame,
+    GraphNetwork,
+    choose_network,
+)
+from export.onnx_graph import OPSET, compare_rollout, export_network, export_step, write_self_test
 from export.quantize import calibration_feeds, quantize_step
 from fastv2v.contracts import StepModel
 from fastv2v.data.conditions import ConditionSpec
@@ -59,6 +72,20 @@ class BundleDetails:
     """Program and version that writes the bundle."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class InterpolationPart:
+    """A trained interpolation network on its way into a bundle."""
+
+    network: nn.Module
+    """Features (1, C, H/2, W/2) to corrections (1, K, H/2, W/2)."""
+    probe: Tensor
+    """Features of a real moment, (1, C, H/2, W/2), on which graph and module are compared."""
+    fill: Fill
+    """Fills the gaps of a clip by a network that it is given, to measure engines."""
+    real: Sequence[Frame]
+    """The real frames in their place."""
+
+
 def build_bundle(
     model: StepModel,
     folder: Path,
@@ -72,6 +99,7 @@ def build_bundle(
     guard: EngineGuard | None = None,
     threads: int | None = None,
     overwrite: bool = False,
+    interpolation: InterpolationPart | None = None,
 ) -> Manifest:
     """Export a generator, compare graph and module over a clip, choose the engine and write the bundle.
 
@@ -91,6 +119,7 @@ def build_bundle(
         guard: how much quality an engine may cost.
         threads: CPU threads for the measurement, None for all.
         overwrite: replace an earlier bundle of this name.
+        interpolation: the network that fills the gaps, where ``details.interpolation`` names one.
 
     Returns:
         The manifest as written.
@@ -105,6 +134,8 @@ def build_bundle(
     """
     folder = Path(folder)
     check_target(folder, overwrite=overwrite)  # again when it is written; here so that no work is done in vain
+    if (details.interpolation["method"] == NETWORK_METHOD) != (interpolation is not None):
+        raise ConfigError(f"interpolation by {details.interpolation['method']!r} and a network do not go together")
     if details.condition.channels != model.condition_channels:
         raise ConfigError(
             f"the condition encodes to {details.condition.channels} channels and the generator takes "
@@ -129,6 +160,10 @@ def build_bundle(
             **vars(details),
         )
         files = {STEP_GRAPH: step, SELF_TEST: self_test}
+        if interpolation is not None:
+            files[INTERPOLATION_GRAPH] = graph = Path(scratch, INTERPOLATION_GRAPH)
+            options = _export_interpolation(interpolation, graph, tolerance, measure, guard, threads)
+            manifest = replace(manifest, interpolation={**manifest.interpolation, **options})
         if measure:
             draft = Path(scratch, folder.name)
             probe = Probe(conditions.cpu().numpy(), None if frames is None else frames.cpu().numpy())
@@ -143,3 +178,33 @@ def build_bundle(
                 files.pop(INT8_GRAPH, None)
         write_bundle(folder, manifest, files, overwrite=overwrite)
     return load_manifest(folder)
+
+
+def _export_interpolation(
+    part: InterpolationPart,
+    graph: Path,
+    tolerance: float,
+    measure: bool,
+    guard: EngineGuard | None,
+    threads: int | None,
+) -> Mapping[str, Option]:
+    """Write the graph of the interpolation network, hold it against the module, choose its engine.
+
+    Returns:
+        What the manifest says of the engine; nothing where none was measured.
+
+    Raises:
+        ParityError: if the graph strays from the module.
+    """
+    export_network(part.network, graph, tuple(part.probe.shape), (FEATURES, CORRECTIONS))
+    probe = part.probe.detach().cpu().float()
+    with torch.no_grad():
+        wanted = copy.deepcopy(part.network).cpu().float().eval()(probe).numpy()
+    made = GraphNetwork(open_engine(REFERENCE, graph, threads))(probe.numpy())
+    difference = float(np.abs(made - wanted).max())
+    if not difference <= tolerance:
+        raise ParityError(
+            f"the graph of the interpolation network differs from the module by {difference:.2g}, more than "
+            f"{tolerance:g}; nothing was written"
+        )
+    return choose_network(graph, part.fill, part.real, guard=guard, threads=threads).options() if measure else {}

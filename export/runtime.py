@@ -20,6 +20,7 @@ from export.bundle import Manifest, load_manifest
 from export.camera import Camera, CameraConfig
 from export.convert import Converter, edge_converter, picture_conditions
 from export.engines import ENGINES, REFERENCE, Candidate, GraphEngine, open_tested_engine, this_machine
+from export.interpolation import NETWORK_METHOD, open_network
 from export.sources import camera_conditions, folder_conditions, piped_conditions, video_conditions
 from export.stream import Condition, ConditionMap, DeliveredFrame, Stream, StreamError, StreamStats
 from fastv2v.errors import BundleError, MissingExtraError
@@ -85,7 +86,9 @@ def open_bundle(
         candidate = Candidate(engine, precision or _measured_precision(manifest, engine))
         opened = open_tested_engine(candidate, folder, threads)
         log.info("%s: using %s with %d threads, as asked for", folder.name, candidate, opened.threads)
-    return Stream(opened, manifest, overlap=overlap, seed_frame=seed_frame, causal=causal)
+    is_network = manifest.interpolation["method"] == NETWORK_METHOD
+    network = open_network(folder, manifest, threads) if is_network else None
+    return Stream(opened, manifest, overlap=overlap, seed_frame=seed_frame, causal=causal, network=network)
 
 
 def _measured(manifest: Manifest) -> list[Candidate]:

@@ -25,12 +25,14 @@ from export.bundle import Manifest
 from export.engines import StepEngine
 from export.history import ArrayHistory
 from export.inputs import encode_for
+from export.interpolation import ENGINE_OPTIONS, NETWORK_METHOD
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.errors import BundleError, ConfigError, DataError
+from fastv2v.errors import BundleError, ConfigError, DataError, ShapeError
 from interpolate.extrapolate import DISExtrapolator, Extrapolator, HoldExtrapolator
 from interpolate.fill import Interpolator, StreamFiller
 from interpolate.keyframes import KeyframeConfig, KeyframeSelector
 from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
+from interpolate.network import Network, NetworkInterpolator, check_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +139,7 @@ class Stream:
         seed_frame: real first frame, uint8 RGB (H, W, 3); it is delivered as frame 0 and the stream goes on from it.
         causal: hand over the frame of each condition at once. Frames between keyframes are then extrapolated from the
             keyframes before, which is worse than filling in; nothing overlaps.
+        network: the interpolation network, where the manifest's interpolation is one.
 
     Raises:
         BundleError: if the manifest asks for keyframes or an interpolation that this version does not know.
@@ -152,11 +155,12 @@ class Stream:
         overlap: bool = True,
         seed_frame: NDArray[np.uint8] | None = None,
         causal: bool = False,
+        network: Network | None = None,
     ) -> None:
         self.engine = engine
         self.manifest = manifest
         self._keyframes = _keyframe_config(manifest)
-        self._interpolator = _interpolator(manifest)
+        self._interpolator = _interpolator(manifest, network)
         self._is_causal = causal
         if causal and self._keyframes.policy == "adaptive":
             raise ConfigError(
@@ -542,17 +546,22 @@ def _keyframe_config(manifest: Manifest) -> KeyframeConfig:
         raise BundleError(f"manifest.json of {manifest.name}: keyframes: {error}; export the bundle again") from error
 
 
-def _interpolator(manifest: Manifest) -> Interpolator:
+def _interpolator(manifest: Manifest, network: Network | None) -> Interpolator:
     options = dict(manifest.interpolation)
     method = options.pop("method")
-    if method not in INTERPOLATORS:
+    if method not in EXTRAPOLATORS:
         raise BundleError(
             f"manifest.json of {manifest.name}: interpolation method {method!r} is not one of "
-            f"{', '.join(INTERPOLATORS)}; upgrade fastv2v or export the bundle again"
+            f"{', '.join(EXTRAPOLATORS)}; upgrade fastv2v or export the bundle again"
         )
     try:
-        return INTERPOLATORS[str(method)](**options)
-    except (TypeError, ConfigError) as error:
+        if method != NETWORK_METHOD:
+            return INTERPOLATORS[str(method)](**options)
+        if network is None:
+            raise BundleError(f"{manifest.name} interpolates by a network; open it with export.runtime.open_bundle")
+        check_size(manifest.size)
+        return NetworkInterpolator(network, _motion(**options))
+    except (TypeError, ConfigError, ShapeError) as error:
         raise BundleError(f"manifest.json of {manifest.name}: interpolation: {error}; export it again") from error
 
 
@@ -562,15 +571,24 @@ def _extrapolator(manifest: Manifest) -> Extrapolator:
     return EXTRAPOLATORS[str(options.pop("method"))](**options)
 
 
+def _motion(**options: Any) -> MotionConfig:
+    """Motion compensation from the options of a manifest; those of the network's engine are not its."""
+    return MotionConfig(**{name: value for name, value in options.items() if name not in ENGINE_OPTIONS})
+
+
 def _dis(**options: Any) -> Interpolator:
     return DISInterpolator(MotionConfig(**options))
 
 
 def _dis_ahead(**options: Any) -> Extrapolator:
-    return DISExtrapolator(MotionConfig(**options))
+    return DISExtrapolator(_motion(**options))
 
 
 INTERPOLATORS: Mapping[str, Callable[..., Interpolator]] = {"dis": _dis, "blend": BlendInterpolator}
-"""Interpolation methods a bundle may name."""
-EXTRAPOLATORS: Mapping[str, Callable[..., Extrapolator]] = {"dis": _dis_ahead, "blend": HoldExtrapolator}
-"""What a causal stream does in their place."""
+"""Interpolation methods a bundle may name that need no network."""
+EXTRAPOLATORS: Mapping[str, Callable[..., Extrapolator]] = {
+    "dis": _dis_ahead,
+    "blend": HoldExtrapolator,
+    NETWORK_METHOD: _dis_ahead,
+}
+"""What a causal stream does in the place of every interpolation method."""

@@ -48,6 +48,9 @@ COMMANDS = {
     "synthesize": Verb("roll a trained generator out over label maps", "fastv2v.commands.synthesize:main"),
     "train-predictor": Verb("train a predictor of future label maps", "fastv2v.commands.predict:main_train"),
     "predict": Verb("predict label maps and let a teacher draw them", "fastv2v.commands.predict:main"),
+    "train-interpolation": Verb(
+        "train the network that fills frames best", "fastv2v.commands.train_interpolation:main"
+    ),
     "export": Verb("turn a student into a deployable bundle", "fastv2v.commands.export:main"),
     "stream": Verb("run a bundle: label maps in, every frame out", "fastv2v.commands.stream:main"),
     "benchmark": Verb("measure cost, speed, quality and interpolation", "fastv2v.commands.benchmark:main"),
@@ -58,7 +61,16 @@ COMMANDS = {
 """Every verb, in the order of the line."""
 
 _GOES_ON = dict.fromkeys(
-    ("demo", "train-teacher", "train-first", "train-skd", "train-tkd", "search", "train-predictor"),
+    (
+        "demo",
+        "train-teacher",
+        "train-first",
+        "train-skd",
+        "train-tkd",
+        "search",
+        "train-predictor",
+        "train-interpolation",
+    ),
     "from the last checkpoint",
 ) | {"precompute": "with the sequence at which it was stopped"}
 """Verbs that go on where they were interrupted, and from where."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.cost import step_cost
-from export.build import BundleDetails, build_bundle
+from export.build import BundleDetails, InterpolationPart, build_bundle
 from export.bundle import MANIFEST, Cost, Manifest
 from export.choose import EngineGuard
+from export.interpolation import NETWORK_METHOD
 from fastv2v import __version__
 from fastv2v.architecture import load_trained
 from fastv2v.commands.arguments import parse
@@ -22,11 +25,16 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.folder import FrameReader, VideoFolder, open_folder
 from fastv2v.data.loader import read_clip
 from fastv2v.data.transforms import draw_geometry
-from fastv2v.errors import BundleError, CheckpointError, ConfigError, DataError
+from fastv2v.errors import BundleError, CheckpointError, ConfigError, DataError, ShapeError
+from fastv2v.measure.cost import count_macs
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator
 from fastv2v.ops.labels import encode_clip
+from fastv2v.score import to_uint8
+from interpolate.fill import fill
 from interpolate.keyframes import KeyframeConfig, KeyframeSelector
+from interpolate.learned.network import TrainedFusion, load_fusion
 from interpolate.motion import MotionConfig
+from interpolate.network import NUM_CORRECTIONS, Network, NetworkInterpolator, check_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +54,9 @@ class Export:
     """Which frames the stream synthesises."""
     motion: MotionConfig = field(default_factory=MotionConfig)
     """How it fills the others."""
+    interpolation: Path | None = None
+    """Run or checkpoint of train-interpolation, to fill them better at more cost. It brings the motion it was trained
+    with; the scene cuts and the doubt in label maps stay those of the option before."""
     guard: EngineGuard = field(default_factory=EngineGuard)
     """How much quality a faster engine may cost."""
     measure: bool = True
@@ -98,16 +109,23 @@ def export_bundle(args: Export) -> Manifest:
     clip = keyframe_clip(folder, args.keyframes.gap, args.frames)
     fraction = 1 / args.keyframes.mean_gap(args.fps)
     cost = step_cost(trained.generator, spec.channels, clip.size, keyframe_fraction=fraction)
+    part, motion, filling_macs = None, args.motion, 0
+    if args.interpolation is not None:
+        fusion = load_fusion(args.interpolation)
+        motion = _motion_of(fusion, args)
+        part = interpolation_part(fusion, motion, folder, args.keyframes.gap, args.frames)
+        network, probe = fusion.network, part.probe
+        filling_macs = count_macs(lambda: network(probe), network).true_macs
     details = BundleDetails(
         task=args.task or {"labels": "street"}.get(spec.encoder or "", spec.encoder or spec.kind),
         condition=spec,
         size=clip.size,
         keyframes=asdict(args.keyframes),
-        interpolation={"method": "dis", **asdict(args.motion)},
+        interpolation={"method": "dis" if part is None else NETWORK_METHOD, **asdict(motion)},
         fps=args.fps,
         cost=Cost(
             macs_per_keyframe=cost.keyframe.true_macs,
-            macs_per_frame=cost.true_macs_per_frame,
+            macs_per_frame=cost.true_macs_per_frame + filling_macs * (1 - fraction),
             output_position_macs_per_keyframe=cost.keyframe.output_position_macs,
             parameters=cost.keyframe.parameters,
         ),
@@ -130,7 +148,72 @@ def export_bundle(args: Export) -> Manifest:
         guard=args.guard,
         threads=args.threads,
         overwrite=args.overwrite,
+        interpolation=part,
     )
+
+
+def _motion_of(fusion: TrainedFusion, args: Export) -> MotionConfig:
+    """The motion compensation an interpolation network was trained with; what decides when it is used is the caller's.
+
+    Raises:
+        ConfigError: if effort or working size were asked for beside the network.
+    """
+    default = MotionConfig()
+    if (args.motion.grade, args.motion.working_scale) != (default.grade, default.working_scale):
+        raise ConfigError(
+            f"{args.interpolation} corrects the motion it was trained with; leave out --motion.grade and "
+            "--motion.working-scale"
+        )
+    trained = fusion.architecture.motion
+    return replace(trained, cut_threshold=args.motion.cut_threshold, doubt=args.motion.doubt)
+
+
+def interpolation_part(
+    fusion: TrainedFusion, motion: MotionConfig, folder: VideoFolder, gap: int, most: int
+) -> InterpolationPart:
+    """The network with real gaps to measure its engines on.
+
+    Args:
+        fusion: the trained network.
+        motion: the motion compensation it corrects.
+        folder: training part of the data set.
+        gap: distance of keyframes, in frames.
+        most: gaps that are filled at most.
+
+    Raises:
+        ConfigError: if the frames' size does not suit the network, or there is nothing between keyframes.
+        DataError: if the longest sequence is shorter than a gap.
+    """
+    if gap < 2:
+        raise ConfigError("a keyframe gap of 1 leaves nothing to interpolate; leave out --interpolation")
+    longest = max(range(len(folder.sequences)), key=folder.lengths.__getitem__)
+    count = min(most, (folder.lengths[longest] - 1) // gap)
+    if count < 1:
+        raise DataError(f"{folder.root}: the longest training sequence has no {gap + 1} frames, a keyframe gap")
+    reader = FrameReader(folder, cache_mb=0)
+    geometry = draw_geometry(folder.config.geometry, reader.image_size(longest), None, "test")
+    clip = read_clip(folder, longest, range(count * gap + 1), geometry, reader=reader)
+    try:
+        check_size(clip.size)
+    except ShapeError as error:
+        raise ConfigError(f"{error}; leave out --interpolation, or train a student of another size") from error
+    frames = list(to_uint8(clip.frames[0]).permute(0, 2, 3, 1).contiguous().numpy())
+    labels = None if clip.labels is None else list(clip.labels[0].numpy())
+
+    def fill_gaps(network: Network) -> list[NDArray[np.uint8]]:
+        interpolator = NetworkInterpolator(network, replace(motion, cut_threshold=None))
+        made = fill(frames[::gap], range(0, len(frames), gap), len(frames), interpolator, labels)
+        return [frame for index, frame in enumerate(made) if index % gap]
+
+    shown: list[NDArray[np.float32]] = []
+
+    def look(features: NDArray[np.float32]) -> NDArray[np.float32]:
+        shown.append(features.copy())
+        return np.zeros((1, NUM_CORRECTIONS, *features.shape[2:]), dtype=np.float32)
+
+    fill_gaps(look)
+    real = [frame for index, frame in enumerate(frames) if index % gap]
+    return InterpolationPart(network=fusion.network, probe=torch.from_numpy(shown[0]), fill=fill_gaps, real=real)
 
 
 def keyframe_clip(folder: VideoFolder, gap: int, most: int) -> Clip:
@@ -178,6 +261,10 @@ def show(args: Export, manifest: Manifest) -> None:
         print(f"  {m.engine} {m.precision}: {took}")
     if manifest.engine:
         print(f"  chosen: {manifest.engine.engine} {manifest.engine.precision}")
+    filling = manifest.interpolation
+    if "engine" in filling:
+        took = f"{filling['median_ms']:.1f} ms a frame"
+        print(f"  interpolation network: {filling['engine']} {filling['precision']}, {took}")
 
 
 def main(argv: list[str]) -> int:
