@@ -47,16 +47,16 @@ class CameraConfig:
 
     capacity: int = 2
     """How many pictures wait at most."""
-    when_full: Literal["drop_oldest", "wait"] = "drop_oldest"
-    """``drop_oldest``: for live pictures. ``wait``: read on when there is room, so that none is lost, for files that
-    OpenCV opens; a live camera then falls behind, and drops pictures out of sight."""
+    when_full: Literal["drop_oldest", "wait"] | None = None
+    """``drop_oldest``: for live pictures. ``wait``: read on when there is room, so that none is lost; a live camera
+    then falls behind, and its driver drops pictures out of sight. None: ``wait`` for files, else ``drop_oldest``."""
     timeout_s: float = 10.0
     """Seconds without a picture after which a camera counts as stopped."""
 
     def __post_init__(self) -> None:
         if self.capacity < 1:
             raise ConfigError(f"capacity must be at least 1 picture, got {self.capacity}")
-        if self.when_full not in ("drop_oldest", "wait"):
+        if self.when_full not in ("drop_oldest", "wait", None):
             raise ConfigError(f"when_full is drop_oldest or wait, got {self.when_full!r}")
         if not self.timeout_s > 0:
             raise ConfigError(f"timeout_s must be above 0, got {self.timeout_s}")
@@ -79,8 +79,8 @@ def _opencv(source: int | str) -> Capture:
 class Camera:
     """Iterates over the pictures of a camera, (H, W, 3) uint8 RGB each. Use it as a context manager, or close it.
 
-    A file ends. A camera or an address that ends has stopped: all pictures that still wait are handed over, then comes
-    a ``MediaError``.
+    A file is read whole, and ends. A camera or an address that ends has stopped: all pictures that still wait are handed
+    over, then comes a ``MediaError``.
 
     Args:
         source: number of a camera (0 is the first), an address such as ``rtsp://...``, or a file that OpenCV opens.
@@ -100,6 +100,7 @@ class Camera:
     ) -> None:
         self.config = config or CameraConfig()
         self._is_file = not isinstance(source, int) and Path(source).is_file()
+        self._waits = (self.config.when_full or ("wait" if self._is_file else "drop_oldest")) == "wait"
         self.name = f"camera {source}" if isinstance(source, int) else str(source)
         """What messages call it."""
         self._capture = open_capture(source if isinstance(source, int) else str(source))
@@ -192,7 +193,7 @@ class Camera:
         with self._changed:
             self._taken += 1
             is_full = len(self._queue) == self.config.capacity
-            if is_full and self.config.when_full == "wait":
+            if is_full and self._waits:
                 self._changed.wait_for(lambda: len(self._queue) < self.config.capacity or self._is_closed)
             elif is_full:
                 self._queue.popleft()

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -190,6 +192,7 @@ class FakeCamera:
 
     asked: list = []  # noqa: RUF012
     name = "camera 0"
+    interrupted_at = -1
 
     def __init__(self, source):
         self.asked.append(source)
@@ -201,7 +204,10 @@ class FakeCamera:
         self.asked.append("closed")
 
     def __iter__(self):
-        yield from (np.array(PALETTE, np.uint8)[x] for x in MAPS)
+        for index, x in enumerate(MAPS):
+            if index == self.interrupted_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield np.array(PALETTE, np.uint8)[x]
         raise MediaError("camera 0 stopped")
 
 
@@ -224,6 +230,13 @@ class TestCamera:
             main(self.command(bundle, "--camera", "rtsp://roof", "--out", tmp_path / "out"))
         assert same(made(tmp_path / "out"), wanted)
         assert FakeCamera.asked == ["rtsp://roof", "closed"]
+
+    def test_ctrl_c_ends_it_and_keeps_what_was_made(self, bundle, wanted, tmp_path, monkeypatch):
+        monkeypatch.setattr(FakeCamera, "interrupted_at", 5)
+        before = signal.getsignal(signal.SIGINT)
+        assert main(self.command(bundle, "--camera", 0, "--out", tmp_path / "out")) == 0
+        assert same(made(tmp_path / "out"), wanted[:5])
+        assert signal.getsignal(signal.SIGINT) is before
 
     def test_a_bundle_it_cannot_serve_is_refused_before_it_is_opened(self, bundle, tmp_path):
         with pytest.raises(ConfigError, match=r"needs an instance map .* which camera 0 does not hold"):

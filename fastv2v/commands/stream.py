@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -70,7 +71,8 @@ class StreamArgs:
     faces and poses, which are drawn from landmarks and key points, give --data instead."""
     camera: str | None = None
     """Camera to take pictures from, by its number (0 is the first) or address: what a picture means is as for a video.
-    The oldest waiting one is dropped where they come too fast. End it with --frames, or q in the window."""
+    The oldest waiting one is dropped where they come too fast. Ctrl-C, q in the window and --frames end it, and what was
+    made until then is kept."""
     frames: int | None = None
     """Stop after this many frames; all by default."""
     missing: Missing = "fail"
@@ -320,11 +322,27 @@ def _open_source(
     if args.camera is not None:
         check_plain(manifest, f"camera {args.camera}")
         camera = opened.enter_context(Camera(int(args.camera) if args.camera.isdecimal() else args.camera))
-        return None, camera_conditions(camera, manifest), manifest.fps
+        return None, opened.enter_context(_until_interrupted(camera_conditions(camera, manifest))), manifest.fps
     assert args.conditions is not None  # StreamArgs sees to it
     if args.conditions == PIPE:
         return None, piped_conditions(sys.stdin.buffer, manifest), manifest.fps
     return None, video_conditions(args.conditions, manifest), _rate_of(args.conditions, manifest)
+
+
+@contextlib.contextmanager
+def _until_interrupted(conditions: Iterator[ConditionMap]) -> Iterator[Iterator[ConditionMap]]:
+    """Conditions that end, as a shorter source would, where the user presses Ctrl-C; a second one interrupts at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield itertools.takewhile(lambda _: not asked, conditions)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _rate_of(video: Path, manifest: Manifest) -> float:
