@@ -79,8 +79,8 @@ def _opencv(source: int | str) -> Capture:
 class Camera:
     """Iterates over the pictures of a camera, (H, W, 3) uint8 RGB each. Use it as a context manager, or close it.
 
-    A file is read whole, and ends. A camera or an address that ends has stopped: all pictures that still wait are handed
-    over, then comes a ``MediaError``.
+    A file is read whole, and ends. A camera or an address that ends has stopped: all pictures that still wait are
+    handed over, then comes a ``MediaError``.
 
     Args:
         source: number of a camera (0 is the first), an address such as ``rtsp://...``, or a file that OpenCV opens.

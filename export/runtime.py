@@ -107,12 +107,12 @@ def _measured_precision(manifest: Manifest, engine: str) -> str:
 
 def _open_best(folder: Path, manifest: Manifest, precision: str | None, threads: int | None) -> GraphEngine:
     """Open the first engine of the measured order that runs here, and say why it was taken."""
-    known, unknown = [], []
+    known = []
     for candidate in _measured(manifest):
-        is_known = candidate.engine in ENGINES and candidate.precision in ENGINES[candidate.engine].precisions
-        (known if is_known else unknown).append(candidate)
-    for candidate in unknown:
-        log.warning("%s: %s cannot be used: this version of fastv2v does not know it", folder.name, candidate)
+        if candidate.engine in ENGINES and candidate.precision in ENGINES[candidate.engine].precisions:
+            known.append(candidate)
+        else:
+            log.warning("%s: %s cannot be used: this version of fastv2v does not know it", folder.name, candidate)
     order = list(dict.fromkeys([*known, REFERENCE, Candidate("openvino", "f32")]))
     if precision is not None:
         order = [c for c in order if c.precision == precision] or [Candidate("openvino", precision)]

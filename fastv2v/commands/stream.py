@@ -71,8 +71,8 @@ class StreamArgs:
     faces and poses, which are drawn from landmarks and key points, give --data instead."""
     camera: str | None = None
     """Camera to take pictures from, by its number (0 is the first) or address: what a picture means is as for a video.
-    The oldest waiting one is dropped where they come too fast. Ctrl-C, q in the window and --frames end it, and what was
-    made until then is kept."""
+    The oldest waiting one is dropped where they come too fast. Ctrl-C, q in the window and --frames end it, and what
+    was made until then is kept."""
     frames: int | None = None
     """Stop after this many frames; all by default."""
     missing: Missing = "fail"
@@ -331,7 +331,7 @@ def _open_source(
 
 @contextlib.contextmanager
 def _until_interrupted(conditions: Iterator[ConditionMap]) -> Iterator[Iterator[ConditionMap]]:
-    """Conditions that end, as a shorter source would, where the user presses Ctrl-C; a second one interrupts at once."""
+    """Conditions that end, as a shorter source would, where the user presses Ctrl-C; the next interrupts at once."""
     asked: list[int] = []
 
     def note(number: int, frame: object) -> None:
