@@ -60,6 +60,8 @@ TORCH_FREE = (
     "export.choose",
     "export.convert",
     "export.history",
+    "export.inputs",
+    "export.interpolation",
     "export.schema",
     "export.sources",
     "benchmarks.results",
