@@ -24,7 +24,6 @@ from distill.terms import (
     DistillWeights,
     MaskKind,
     composed_flow,
-    contrast_distance,
     distill_mask,
     judged_distance,
     temporal_distance,
@@ -34,6 +33,7 @@ from fastv2v.contracts import Losses
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError
+from fastv2v.losses.contrast import contrast_distance
 from fastv2v.losses.flow import masked_l1
 from fastv2v.losses.objective import Reference, VideoObjective
 from fastv2v.losses.rollout import WORN, RolloutConfig, draw_lead_in, draw_start, training_rollout

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
 
 from fastv2v.errors import ConfigError
+from fastv2v.losses.contrast import magnitudes, map_distance
 from fastv2v.losses.objective import FLOW_INPUT_SCALE
 from fastv2v.ops.warp import compose_flow
 
@@ -91,11 +90,6 @@ def distill_mask(kind: MaskKind, flow: Tensor, confidence: Tensor) -> Tensor | N
     return motion_mask(flow) if kind == "motion" else confidence
 
 
-def _of_each(maps: Tensor) -> Tensor:
-    """Mean magnitude of each sample's maps: (B, ...) to (B,)."""
-    return maps.abs().flatten(1).mean(dim=1)
-
-
 def temporal_distance(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     """Global temporal distillation on single frames: features of the student's window should change as the teacher's.
 
@@ -118,78 +112,8 @@ def temporal_distance(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     distances = []
     for made, goal in zip(student, teacher, strict=True):
         change, wanted = made.float().diff(dim=1), goal.float().diff(dim=1)
-        size = torch.maximum(_of_each(wanted), _of_each(goal.float()) / 50)
-        distances.append((_of_each(change - wanted) / (size + 1e-6)).mean())
-    return torch.stack(distances).mean()
-
-
-CONTRAST_SCALES = 3
-"""Scales at which local contrast is compared, each half the size of the one before."""
-CONTRAST_WINDOW = 7
-"""Side in pixels of the windows whose contrast is taken."""
-_LEAST_VARIANCE = 1e-4  # about one grey level: below it there is no contrast to speak of, and a root has no slope
-
-
-def local_contrast(frames: Tensor) -> list[Tensor]:
-    """Standard deviation within every window, at ``CONTRAST_SCALES`` scales.
-
-    Args:
-        frames: (N, 3, H, W) in [-1, 1].
-
-    Returns:
-        One map (N, 3, h, w) for each scale whose picture holds a window, half as many windows as pixels each way;
-        none for a picture smaller than one.
-    """
-    maps = []
-    pictures = frames.float()
-    for scale in range(CONTRAST_SCALES):
-        if scale:
-            pictures = avg_pool2d(pictures, 2)
-        if min(pictures.shape[-2:]) < CONTRAST_WINDOW:
-            break
-        mean, power = (avg_pool2d(x, CONTRAST_WINDOW, stride=2) for x in (pictures, pictures.square()))
-        maps.append((power - mean.square()).clamp_min(0).add(_LEAST_VARIANCE).sqrt())
-    return maps
-
-
-def contrast_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """How far the local contrast of the student's frames is from the teacher's, over the mean of the teacher's.
-
-    Distances pixel by pixel are smallest for the mean of all that could be there, which has no texture; this one asks
-    for as much of it as the teacher shows, wherever exactly it lies.
-
-    Args:
-        student: (N, 3, H, W) in [-1, 1], with gradient.
-        teacher: the same moments, same shape.
-
-    Returns:
-        Scalar; a constant 0 for pictures smaller than a window.
-
-    Source:
-        The contrast comparison of Wang et al., "Image quality assessment: from error visibility to structural
-        similarity", IEEE TIP 2004, as an absolute distance.
-    """
-    with torch.no_grad():
-        goals = local_contrast(teacher)
-    if not goals:
-        return student.new_zeros((), dtype=torch.float32)
-    return map_distance(local_contrast(student), goals)
-
-
-def map_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Mean absolute distance of feature maps over the mean magnitude of the teacher's, layers and samples alike.
-
-    Args:
-        student: maps (B, ...).
-        teacher: maps of the same shapes.
-
-    Returns:
-        Scalar.
-    """
-    distances = []
-    for made, goal in zip(student, teacher, strict=True):
-        distance, size = _of_each(made.float() - goal.float()), _of_each(goal.float())
-        distances.append((distance / (size + 1e-6)).mean())
+        size = torch.maximum(magnitudes(wanted), magnitudes(goal.float()) / 50)
+        distances.append((magnitudes(change - wanted) / (size + 1e-6)).mean())
     return torch.stack(distances).mean()
 
 

@@ -14,9 +14,7 @@ from distill.temporal import TemporalConfig, TemporalTask
 from distill.terms import (
     DistillWeights,
     composed_flow,
-    contrast_distance,
     distill_mask,
-    local_contrast,
     motion_mask,
     temporal_distance,
 )
@@ -25,6 +23,7 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.device import DeviceConfig, open_device
 from fastv2v.errors import ConfigError, DataError, ShapeError
+from fastv2v.losses.contrast import contrast_distance, local_contrast
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
 from fastv2v.losses.perceptual import PerceptualLoss
 from fastv2v.losses.rollout import RolloutConfig

@@ -14,6 +14,7 @@ from fastv2v.contracts import FrameOutput
 from fastv2v.device import player_gradients
 from fastv2v.errors import CheckpointError, ConfigError, DataError, ShapeError
 from fastv2v.losses import perceptual as perceptual_module
+from fastv2v.losses.contrast import local_contrast
 from fastv2v.losses.flow import masked_l1
 from fastv2v.losses.gan import feature_matching_loss, hinge_generator_loss, hinge_loss, lsgan_loss
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
@@ -305,6 +306,13 @@ class TestPixelTerms:
         chunk = make_chunk(flow=False)
         terms, real = self.losses({"reconstruction": 1.0}, chunk)
         assert_close(terms["reconstruction"], F.l1_loss(chunk.output.frame, real))
+
+    def test_the_contrast_of_finished_frames_is_held_against_the_real_ones(self):
+        chunk = make_chunk()
+        terms, real = self.losses({"contrast": 1.0}, chunk)
+        ours, theirs = (local_contrast(x.flatten(0, 1)) for x in (chunk.output.frame, real))
+        parts = [(a - b).abs().flatten(1).mean(1) / b.flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True)]
+        assert_close(terms["contrast"], torch.stack([x.mean() for x in parts]).mean())
 
     def test_perceptual_is_the_weighted_sum_over_feature_maps(self):
         chunk = make_chunk(flow=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastv2v.contracts import FlowEstimator
 from fastv2v.errors import ConfigError, ShapeError
+from fastv2v.losses.contrast import contrast_distance
 from fastv2v.losses.face import FaceRegion, crop_faces, face_boxes
 from fastv2v.losses.flow import masked_l1
 from fastv2v.losses.gan import GanKind, discriminator_loss, feature_matching_loss, generator_loss
@@ -40,6 +41,8 @@ class LossWeights:
     """Distance of ImageNet features to the real frame's."""
     reconstruction: float = 0.0
     """Mean absolute distance to the real frame. Not among vid2vid's terms; it steadies short trainings."""
+    contrast: float = 0.0
+    """Distance of local contrast, at several scales, to that of the real frame. Not among vid2vid's terms either."""
     flow: float = 10.0
     """Predicted against reference flow, where that is confident."""
     flow_warp: float = 10.0
@@ -264,6 +267,8 @@ class VideoObjective(nn.Module):
         generator = losses["generator"]
         if self.config.weights.reconstruction > 0:
             generator["reconstruction"] = torch.stack([(x - real).abs().mean() for x in drawn]).sum()
+        if self.config.weights.contrast > 0:
+            generator["contrast"] = contrast_distance(drawn[0].flatten(0, 1), real.flatten(0, 1))
         self._flow_terms(generator, chunk, reference, now)
         seen = slice(-self.config.judged_frames, None) if self.config.judged_frames else slice(None)
         judged = drawn if self.config.supervise_hallucinated else drawn[:1]
