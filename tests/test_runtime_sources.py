@@ -25,6 +25,7 @@ from export.runtime import (
     video_conditions,
 )
 from export.sources import settle_missing
+from fastv2v.cli import COMMANDS, Verb
 from fastv2v.cli import main as run
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError, DataError, MediaError, MissingExtraError
@@ -364,16 +365,13 @@ def test_an_endless_camera_keeps_memory_flat():
 class TestVerb:
     """What ``fastv2v`` says where only the runtime is installed."""
 
-    def without(self, monkeypatch, package):
-        monkeypatch.delitem(sys.modules, "fastv2v.commands.stream", raising=False)
-        monkeypatch.setitem(sys.modules, package, None)
-
     def test_a_package_that_is_missing_is_named(self, monkeypatch, capsys):
-        self.without(monkeypatch, "tqdm")
+        monkeypatch.delitem(sys.modules, "fastv2v.commands.stream", raising=False)
+        monkeypatch.setitem(sys.modules, "tqdm", None)
         assert run(["stream", "--help"]) == 2
         assert "fastv2v stream: this verb needs the package tqdm, which is not installed" in capsys.readouterr().err
 
     def test_a_part_of_the_project_that_is_missing_is_a_defect(self, monkeypatch):
-        self.without(monkeypatch, "export.runtime")
-        with pytest.raises(ModuleNotFoundError, match=r"export\.runtime"):
-            run(["stream", "--help"])
+        monkeypatch.setitem(COMMANDS, "nothing", Verb("do nothing", "export.nowhere:main"))
+        with pytest.raises(ModuleNotFoundError, match=r"export\.nowhere"):
+            run(["nothing"])
