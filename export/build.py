@@ -143,6 +143,9 @@ def build_bundle(
         )
     with tempfile.TemporaryDirectory() as scratch:
         step, self_test = Path(scratch, STEP_GRAPH), Path(scratch, SELF_TEST)
+        filling = Path(scratch, INTERPOLATION_GRAPH)
+        if interpolation is not None:
+            options = _export_interpolation(interpolation, filling, tolerance, measure, guard, threads)
         write_self_test(self_test)
         check_warp(open_engine(REFERENCE, self_test, 1))
         export_step(model, step, size=details.size, spec=details.condition, outputs=("frame",))
@@ -161,8 +164,7 @@ def build_bundle(
         )
         files = {STEP_GRAPH: step, SELF_TEST: self_test}
         if interpolation is not None:
-            files[INTERPOLATION_GRAPH] = graph = Path(scratch, INTERPOLATION_GRAPH)
-            options = _export_interpolation(interpolation, graph, tolerance, measure, guard, threads)
+            files[INTERPOLATION_GRAPH] = filling
             manifest = replace(manifest, interpolation={**manifest.interpolation, **options})
         if measure:
             draft = Path(scratch, folder.name)

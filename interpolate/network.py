@@ -277,6 +277,8 @@ class NetworkInterpolator:
             raise ConfigError(
                 f"the interpolation network gave {corrections.shape}, expected {expected}; train it again"
             )
+        if not np.isfinite(corrections).all():
+            raise ConfigError("the interpolation network gave values that are not finite; choose precision f32")
         return corrections[0]
 
 

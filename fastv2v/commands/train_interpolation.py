@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def train_interpolation(args: TrainInterpolation) -> FitResult:
     loader = TripletLoader(
         sequences,
         recipe.data,
-        replace(recipe.motion, cut_threshold=None),  # frames of one sequence show one scene
+        recipe.motion,
         seed=train.seed,
         rank=device.rank,
         world_size=device.world_size,

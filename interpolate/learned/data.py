@@ -28,6 +28,9 @@ _FRAMES = ("B", "img")
 """What the folder of frames of a data set ends in, after ``train_``."""
 _VIDEOS = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
 
+_MOST_CUTS = 50
+"""Pairs of keyframes in a row that may lie across a scene cut."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TripletConfig:
@@ -175,7 +178,7 @@ def _pictures(folder: Path) -> tuple[Path, ...]:
 
 
 def _read_video(path: Path, config: TripletConfig) -> tuple[Frame, ...]:
-    frames = []
+    frames: list[Frame] = []
     for frame in read_video(path):
         if len(frames) == config.max_frames:
             break
@@ -197,7 +200,7 @@ class TripletLoader:
     Args:
         sequences: what to draw from; longer ones are drawn more often.
         config: how.
-        motion: how motion is estimated.
+        motion: how motion is estimated; pairs of keyframes across a scene cut are passed over.
         seed: root of all draws.
         rank: number of this process.
         world_size: how many processes share a batch.
@@ -247,20 +250,33 @@ class TripletLoader:
 
     def held_out(self) -> list[Triplets]:
         """Whole frames of the held-out ends: one batch, of one gap's frames, for each scored sequence."""
-        gap, found = self.config.eval_gap, []
+        gap, found = self.config.eval_gap, list[Triplets]()
         usable = [i for i, sequence in enumerate(self._sequences) if self.config.held_out and len(sequence) > gap]
         count = min(self.config.eval_sequences, len(usable))
         for place in np.linspace(0, len(usable) - 1, count).round().astype(int) if count else ():
             index = usable[place]
             first = len(self._sequences[index]) - 1 - gap
             has_labels = bool(self._sequences[index].labels)
-            found.append(
-                _stacked([self._triplet(index, (first, first + j, first + gap), has_labels) for j in range(1, gap)])
-            )
+            made = [self._triplet(index, (first, first + j, first + gap), has_labels) for j in range(1, gap)]
+            found += [_stacked([triplet for triplet in made if triplet is not None])] if made[0] is not None else []
         return found
 
     def _draw(self, rng: np.random.Generator) -> Triplets:
-        """A random triplet, cropped, mirrored and played backwards at random."""
+        """A random triplet, cropped, mirrored and played backwards at random.
+
+        Raises:
+            DataError: if again and again a scene cut lies between the keyframes.
+        """
+        for _ in range(_MOST_CUTS):
+            if (triplet := self._draw_whole(rng)) is not None:
+                return self._varied(triplet, rng)
+        raise DataError(
+            f"{_MOST_CUTS} pairs of keyframes in a row showed different scenes, {self._sequences[0].name} among them; "
+            "give footage without cuts, or set --recipe.motion.cut-threshold None"
+        )
+
+    def _draw_whole(self, rng: np.random.Generator) -> Triplets | None:
+        """Any frame between any two of a sequence; None across a cut."""
         lengths = self._lengths
         gaps = [gap for gap in self.config.gaps if gap < max(lengths)]
         gap = int(rng.choice(gaps))
@@ -269,7 +285,10 @@ class TripletLoader:
         first = int(rng.integers(lengths[index] - gap))
         middle = first + int(rng.integers(1, gap))
         has_labels = bool(self._sequences[index].labels) and rng.random() < self.config.label_share
-        triplet = self._triplet(index, (first, middle, first + gap), has_labels)
+        return self._triplet(index, (first, middle, first + gap), has_labels)
+
+    def _varied(self, triplet: Triplets, rng: np.random.Generator) -> Triplets:
+        """A part of it, mirrored, played backwards and with its colours exchanged at random."""
         (height, width), (part_height, part_width) = self.config.size, self.config.crop
         x, y = (
             2 * int(rng.integers((side - part) // 2 + 1)) for side, part in ((width, part_width), (height, part_height))
@@ -283,11 +302,13 @@ class TripletLoader:
         order = torch.from_numpy(rng.permutation(3))
         return with_colours(triplet, order)
 
-    def _triplet(self, index: int, places: tuple[int, int, int], has_labels: bool) -> Triplets:
-        """The features of a whole frame, B = 1."""
+    def _triplet(self, index: int, places: tuple[int, int, int], has_labels: bool) -> Triplets | None:
+        """The features of a whole frame, B = 1; None across a cut."""
         first, middle, second = (self._frame(index, place) for place in places)
         time = (places[1] - places[0]) / (places[2] - places[0])
         motion = self._pair(index, places[0], places[2])
+        if motion is None:
+            return None
         labels = [self._label(index, place) for place in places] if has_labels else None
         evidence = self._interpolator.evidence(motion, self.config.size, time, labels)
         halved = halved_labels(labels, self._motion_config)
@@ -306,10 +327,8 @@ class TripletLoader:
         label: NDArray[Any] = read_label(self._sequences[index].labels[place])
         return cv2.resize(label, self.config.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
-    def _estimate(self, index: int, first: int, second: int) -> PairMotion:
-        motion = self._interpolator.estimate(self._frame(index, first), self._frame(index, second))
-        assert motion is not None  # the loader's interpolator looks for no cuts
-        return motion
+    def _estimate(self, index: int, first: int, second: int) -> PairMotion | None:
+        return self._interpolator.estimate(self._frame(index, first), self._frame(index, second))
 
 
 def mirrored(triplet: Triplets) -> Triplets:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastv2v.contracts import Losses
 from fastv2v.data.clip import Clip
@@ -47,9 +47,9 @@ class FusionTask:
     """
 
     def __init__(self, network: FusionNetwork, weights: FusionWeights) -> None:
-        self.players = {"generator": network}
+        self.players: Mapping[str, nn.Module] = {"generator": network}
         named = {"charbonnier": weights.charbonnier, "log_error": weights.log_error}
-        self.weights = {"generator": {name: weight for name, weight in named.items() if weight}}
+        self.weights: Mapping[str, Mapping[str, float]] = {"generator": {n: w for n, w in named.items() if w}}
         self._network = network
 
     def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
