@@ -79,8 +79,9 @@ def _opencv(source: int | str) -> Capture:
 class Camera:
     """Iterates over the pictures of a camera, (H, W, 3) uint8 RGB each. Use it as a context manager, or close it.
 
-    A file is read whole, and ends. A camera or an address that ends has stopped: all pictures that still wait are
-    handed over, then comes a ``MediaError``.
+    A file is read whole, and ends; OpenCV does not tell where one is damaged, ``fastv2v.video.read_video`` does. A
+    camera or an address that ends has stopped: all pictures that still wait are handed over, then comes a
+    ``MediaError``.
 
     Args:
         source: number of a camera (0 is the first), an address such as ``rtsp://...``, or a file that OpenCV opens.
@@ -138,10 +139,8 @@ class Camera:
             self._changed.notify_all()
         self._thread.join(self.config.timeout_s)
         if is_first and self._dropped:
-            log.warning("%s: %d of %d pictures were dropped, as the stream was slower", self.name, *self._counts())
-
-    def _counts(self) -> tuple[int, int]:
-        return self._dropped, self._taken
+            dropped, taken = self._dropped, self._taken
+            log.warning("%s: %d of %d pictures were dropped, as the stream was slower", self.name, dropped, taken)
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Pictures in order, each once.
