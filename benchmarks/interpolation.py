@@ -7,26 +7,34 @@ busy machine slows all of them.
 
 from __future__ import annotations
 
+import contextlib
 import json as json_format
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from export.engines import Candidate, open_engine
+from export.interpolation import CORRECTIONS, FEATURES, INTERPOLATION_GRAPH, GraphNetwork, choose_network
+from export.onnx_graph import export_network
 from fastv2v.data.images import IMAGE_SUFFIXES, read_label
 from fastv2v.errors import ConfigError, DataError, FastV2VError, MediaError
+from fastv2v.run import contact_sheet, write_png
 from interpolate.fill import Interpolator, SequenceInterpolator, fill
 from interpolate.keyframes import uniform_keyframes
+from interpolate.learned.network import load_fusion
 from interpolate.minterpolate import MinterpolateInterpolator
 from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
+from interpolate.network import NUM_FEATURES, Network, NetworkInterpolator, check_size
 
 Frame = NDArray[np.uint8]
 Labels = NDArray[np.integer]
@@ -74,6 +82,58 @@ METHODS: dict[str, Callable[[int], Interpolator | SequenceInterpolator]] = {
 """Every method by name, built for a number of threads. OpenCV's own threads are set by the benchmark."""
 GUIDED = "dis-fast, labels"
 """``dis-fast`` that is also given the label maps of all frames; measured where there are any."""
+BEST, GUIDED_BEST = "best", "best, labels"
+"""The interpolation network, without label maps and with them; measured where a run of it is named."""
+_PROBED_GAPS = 4
+
+
+class Comparison(NamedTuple):
+    """What every method made of the same keyframes."""
+
+    rows: list[Row]
+    """As ``interpolation_benchmark`` gives them."""
+    filled: dict[str, list[Frame]]
+    """All frames of the sequence by method."""
+
+
+@contextlib.contextmanager
+def opened_network(
+    run: Path, frames: Sequence[Frame], gap: int, threads: int = 2
+) -> Iterator[tuple[Interpolator, Candidate]]:
+    """The interpolation network of a run in the fastest engine here, as a bundle would run it.
+
+    Args:
+        run: of ``fastv2v train-interpolation``, or a checkpoint of it.
+        frames: material to measure engines on; its first gaps are used.
+        gap: distance of keyframes.
+        threads: CPU threads of the engine.
+
+    Yields:
+        The interpolator and the engine that was chosen.
+
+    Raises:
+        CheckpointError: if there is no interpolation network at ``run``.
+        ShapeError: if the frames' size does not suit it.
+    """
+    trained = load_fusion(run)
+    height, width = frames[0].shape[:2]
+    check_size((height, width))
+    motion = trained.architecture.motion
+    probed = frames[: _PROBED_GAPS * gap + 1]
+    probed = probed[: (len(probed) - 1) // gap * gap + 1]
+
+    def fill_gaps(network: Network) -> list[Frame]:
+        made = fill(probed[::gap], range(0, len(probed), gap), len(probed), NetworkInterpolator(network, motion))
+        return [frame for index, frame in enumerate(made) if index % gap]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = Path(scratch, INTERPOLATION_GRAPH)
+        shape = (1, NUM_FEATURES, height // 2, width // 2)
+        export_network(trained.network, graph, shape, (FEATURES, CORRECTIONS))
+        real = [frame for index, frame in enumerate(probed) if index % gap]
+        choice = choose_network(graph, fill_gaps, real, threads=threads)
+        chosen = Candidate(choice.engine, choice.precision)
+        yield NetworkInterpolator(GraphNetwork(open_engine(chosen, graph, threads)), motion), chosen
 
 
 def load_labels(folder: Path, size: tuple[int, int], limit: int | None = None) -> list[Labels]:
@@ -164,7 +224,22 @@ def interpolation_benchmark(
     *,
     threads: int = 2,
     labels: Sequence[Labels] | None = None,
+    network: Interpolator | None = None,
 ) -> list[Row]:
+    """The rows of ``compare_methods``, which explains them."""
+    return compare_methods(frames, gap, methods, repeats, threads=threads, labels=labels, network=network).rows
+
+
+def compare_methods(
+    frames: Sequence[Frame],
+    gap: int,
+    methods: Sequence[str] = tuple(METHODS),
+    repeats: int = 3,
+    *,
+    threads: int = 2,
+    labels: Sequence[Labels] | None = None,
+    network: Interpolator | None = None,
+) -> Comparison:
     """Give every ``gap``-th frame, fill in the others, compare.
 
     Args:
@@ -174,12 +249,13 @@ def interpolation_benchmark(
         repeats: timed runs of each method.
         threads: threads for OpenCV and ffmpeg.
         labels: class ids (H, W) of every frame; adds the method ``GUIDED``.
+        network: the interpolation network; adds ``BEST``, and with labels ``GUIDED_BEST``.
 
     Returns:
-        One row for each method: ``method``, ``psnr_db`` (mean over the interpolated frames), ``psnr_min_db``,
-        ``ms_per_frame`` (median over repeats, for each interpolated frame), ``ms_min``, ``ms_max``, ``speedup``
-        (minterpolate's time over this one's, median of the ratios within each repeat; None if it was not run),
-        ``threads``, ``repeats``, ``num_interpolated``, ``gap``, ``height``, ``width``.
+        All frames by method, and one row for each method: ``method``, ``psnr_db`` (mean over the interpolated frames),
+        ``psnr_min_db``, ``ms_per_frame`` (median over repeats, for each interpolated frame), ``ms_min``, ``ms_max``,
+        ``speedup`` (minterpolate's time over this one's, median of the ratios within each repeat; None if it was not
+        run), ``threads``, ``repeats``, ``num_interpolated``, ``gap``, ``height``, ``width``.
 
     Raises:
         ConfigError: if a method is unknown, there are not enough frames for one gap, or labels are not one for each.
@@ -195,14 +271,18 @@ def interpolation_benchmark(
     frames = frames[: (len(frames) - 1) // gap * gap + 1]
     indices = uniform_keyframes(len(frames), gap)
     interpolators = {name: METHODS[name](threads) for name in methods}
+    known: dict[str, Sequence[Labels]] = {}
+    if network is not None:
+        interpolators[BEST] = network
     if labels is not None:
         interpolators[GUIDED] = METHODS["dis-fast"](threads)
-        labels = labels[: len(frames)]
+        known[GUIDED] = known[GUIDED_BEST] = labels[: len(frames)]
+        if network is not None:
+            interpolators[GUIDED_BEST] = network
     methods = tuple(interpolators)
     num_interpolated = len(frames) - len(indices)
     filled: dict[str, list[Frame]] = {}
     times_ms: dict[str, list[float]] = {name: [] for name in methods}
-    known = {GUIDED: labels}
     previous_threads = cv2.getNumThreads()
     cv2.setNumThreads(threads)
     try:
@@ -236,7 +316,35 @@ def interpolation_benchmark(
                 "width": frames[0].shape[1],
             }
         )
-    return rows
+    return Comparison(rows, filled)
+
+
+def hardest_frames(made: Comparison, frames: Sequence[Frame], gap: int, count: int, by: str) -> NDArray[np.uint8]:
+    """A contact sheet of the frames that one method fills worst.
+
+    Args:
+        made: by every method.
+        frames: the real ones.
+        gap: distance of the given frames.
+        count: how many frames are shown.
+        by: the method that decides.
+
+    Returns:
+        (H', W', 3) RGB: a row for the real frames and each method, with its mean PSNR on them.
+
+    Raises:
+        ConfigError: if that method was not run, or no frame shall be shown.
+    """
+    if by not in made.filled or count < 1:
+        raise ConfigError(f"a sheet shows at least one frame, chosen by a method that was run; got {count} and {by!r}")
+    filled = made.filled[by]
+    inside = [index for index in range(len(filled)) if index % gap]
+    worst = sorted(sorted(inside, key=lambda index: psnr_db(filled[index], frames[index]))[:count])
+    rows = {"real": np.stack([frames[index] for index in worst])}
+    for name, pictures in made.filled.items():
+        mean = statistics.fmean(psnr_db(pictures[index], frames[index]) for index in worst)
+        rows[f"{name} {mean:.2f} dB"] = np.stack([pictures[index] for index in worst])
+    return contact_sheet(rows, max_columns=count, cell_width=frames[0].shape[1])
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -262,6 +370,9 @@ def main(
     repeats: int = 3,
     limit: int | None = None,
     methods: tuple[str, ...] = tuple(METHODS),
+    network: Path | None = None,
+    sheet: Path | None = None,
+    sheet_frames: int = 4,
     json: Path | None = None,
 ) -> None:
     """Compare interpolation methods on real frames and print a table, then one line of JSON.
@@ -275,6 +386,9 @@ def main(
         repeats: timed runs of each method.
         limit: use no more than this many frames.
         methods: which methods to compare.
+        network: run of train-interpolation to compare as well, in the fastest engine here.
+        sheet: PNG file for the frames that dis-fast fills worst, as every method fills them.
+        sheet_frames: how many these are.
         json: also write the JSON to this file.
 
     Raises:
@@ -284,9 +398,18 @@ def main(
     """
     material = load_frames(frames, size, limit)
     known = None if labels is None else load_labels(labels, size, limit)
-    rows = interpolation_benchmark(material, gap, methods, repeats, threads=threads, labels=known)
+    with contextlib.ExitStack() as stack:
+        interpolator = None
+        if network is not None:
+            interpolator, engine = stack.enter_context(opened_network(network, material, gap, threads))
+        made = compare_methods(material, gap, methods, repeats, threads=threads, labels=known, network=interpolator)
+    rows = made.rows
     print(f"{frames.name}: {len(material)} frames at {size[1]}x{size[0]}, 1 in {gap} given, {threads} threads")
+    if network is not None:
+        print(f"best: {network} in {engine}")
     print(format_table(rows))
+    if sheet is not None:
+        write_png(sheet, hardest_frames(made, material, gap, sheet_frames, "dis-fast"))
     line = json_format.dumps({"suite": "interpolation", "source": frames.name, "rows": rows})
     if json is not None:
         temporary = json.with_name(f"{json.name}.{os.getpid()}.tmp")

@@ -1,5 +1,6 @@
 """Interpolation by a network: what it is shown, what it may change, how it is trained, exported and streamed."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pictures import moving_texture, psnr_db, two_scenes
 from tiny_bundle import SPEC, label_maps
 from tiny_step import TinyStep, random_conditions
 
+from benchmarks.interpolation import main
 from export.build import BundleDetails, InterpolationPart, build_bundle
 from export.bundle import Cost, load_manifest, write_bundle
 from export.choose import EngineGuard
@@ -614,6 +616,23 @@ class TestBundle:
                 interpolation=part,
             )
         assert not (tmp_path / "a.v2v").exists()
+
+
+class TestBenchmark:
+    def test_a_named_run_is_compared_and_drawn(self, noisy, run, tmp_path, capsys):
+        frames, labels = noisy / "train_B" / "a", noisy / "train_A" / "a"
+        given = {"gap": 4, "size": SIZE, "threads": 1, "repeats": 1, "methods": ("dis-fast",)}
+        main(frames, labels=labels, network=run, sheet=tmp_path / "sheet.png", sheet_frames=2, **given)
+        out = capsys.readouterr().out.splitlines()
+        rows = {row["method"]: row for row in json.loads(out[-1])["rows"]}
+        assert list(rows) == ["dis-fast", "best", "dis-fast, labels", "best, labels"]
+        assert rows["best"]["psnr_db"] > rows["dis-fast"]["psnr_db"] + 0.3
+        assert f"best: {run} in " in out[1]
+        assert cv2.imread(str(tmp_path / "sheet.png")).shape == (5 * (SIZE[0] + 18), 2 * SIZE[1], 3)
+
+    def test_a_sheet_needs_its_method(self, noisy, tmp_path):
+        with pytest.raises(ConfigError, match="chosen by a method that was run"):
+            main(noisy / "train_B" / "a", size=SIZE, repeats=1, methods=("blend",), sheet=tmp_path / "sheet.png")
 
 
 def test_triplets_move_whole(noisy):
