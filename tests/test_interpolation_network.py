@@ -1,6 +1,7 @@
 """Interpolation by a network: what it is shown, what it may change, how it is trained, exported and streamed."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,11 @@ from export.engines import REFERENCE, Candidate, available_engines, open_engine
 from export.interpolation import CORRECTIONS, FEATURES, INTERPOLATION_GRAPH, GraphNetwork, choose_network, open_network
 from export.runtime import Stream, open_bundle
 from fastv2v.checkpoint import latest_checkpoint, load_tensors, save_checkpoint
+from fastv2v.commands.export import Export, interpolation_part, motion_of
 from fastv2v.commands.train_interpolation import TrainInterpolation, train_interpolation
 from fastv2v.data.clip import Clip
+from fastv2v.data.folder import FolderConfig, open_folder
+from fastv2v.data.transforms import GeometryConfig
 from fastv2v.device import DeviceConfig
 from fastv2v.errors import BundleError, CheckpointError, ConfigError, DataError, ParityError, ShapeError
 from fastv2v.run import read_metrics
@@ -616,6 +620,48 @@ class TestBundle:
                 interpolation=part,
             )
         assert not (tmp_path / "a.v2v").exists()
+
+
+class TestExportCommand:
+    @pytest.fixture
+    def folder(self, noisy, tmp_path):
+        for part in ("train_A", "train_B"):
+            shutil.copytree(noisy / part / "a", tmp_path / part / "a")
+        exact = GeometryConfig(mode="exact", size=SIZE, interpolation="area")
+        return open_folder(FolderConfig(root=tmp_path, geometry=exact))
+
+    def test_engines_are_measured_on_the_gaps_of_real_frames(self, run, folder):
+        trained = load_fusion(run)
+        part = interpolation_part(trained, STILL, folder, 4, 16)
+        assert part.probe.shape == (1, NUM_FEATURES, SIZE[0] // 2, SIZE[1] // 2)
+        assert part.probe[:, CHANNELS.fits].abs().max() == 1  # label maps are looked at
+        made = part.fill(in_torch(trained.network))
+        assert len(made) == len(part.real) == 9  # 14 frames are three gaps
+        plain = part.fill(nothing)
+        gain = [psnr_db(a, r) - psnr_db(b, r) for a, b, r in zip(made, plain, part.real, strict=True)]
+        assert np.mean(gain) > 0.3
+
+    def test_what_gives_nothing_to_fill_is_refused(self, run, folder):
+        trained = load_fusion(run)
+        with pytest.raises(ConfigError, match="gap of 1 leaves nothing"):
+            interpolation_part(trained, STILL, folder, 1, 16)
+        with pytest.raises(DataError, match="has no 21 frames"):
+            interpolation_part(trained, STILL, folder, 20, 16)
+        geometry = GeometryConfig(mode="exact", size=(40, 60), interpolation="area")
+        odd = open_folder(replace(folder.config, geometry=geometry))
+        with pytest.raises(ConfigError, match=r"multiples of 16, got 40x60.*leave out --interpolation"):
+            interpolation_part(trained, STILL, odd, 4, 16)
+
+    def test_the_network_brings_its_motion(self, run, tmp_path):
+        def asked(**motion):
+            paths = {"run": tmp_path, "data": tmp_path, "out": tmp_path / "x.v2v", "interpolation": run}
+            return Export(**paths, motion=MotionConfig(**motion))
+
+        trained = load_fusion(run)
+        own = trained.architecture.motion
+        assert motion_of(trained, asked(doubt=0.2)) == replace(own, doubt=0.2, cut_threshold=0.8)
+        with pytest.raises(ConfigError, match=r"leave out --motion.grade and --motion.working-scale"):
+            motion_of(trained, asked(grade="medium"))
 
 
 class TestBenchmark:

@@ -112,7 +112,7 @@ def export_bundle(args: Export) -> Manifest:
     part, motion, filling_macs = None, args.motion, 0
     if args.interpolation is not None:
         fusion = load_fusion(args.interpolation)
-        motion = _motion_of(fusion, args)
+        motion = motion_of(fusion, args)
         part = interpolation_part(fusion, motion, folder, args.keyframes.gap, args.frames)
         network, probe = fusion.network, part.probe
         filling_macs = count_macs(lambda: network(probe), network).true_macs
@@ -152,8 +152,12 @@ def export_bundle(args: Export) -> Manifest:
     )
 
 
-def _motion_of(fusion: TrainedFusion, args: Export) -> MotionConfig:
+def motion_of(fusion: TrainedFusion, args: Export) -> MotionConfig:
     """The motion compensation an interpolation network was trained with; what decides when it is used is the caller's.
+
+    Args:
+        fusion: the trained network.
+        args: their motion gives scene cuts and the doubt in label maps.
 
     Raises:
         ConfigError: if effort or working size were asked for beside the network.
