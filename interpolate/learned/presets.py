@@ -19,7 +19,7 @@ class InterpolationRecipe:
 
     network: FusionConfig = field(default_factory=FusionConfig)
     """The network."""
-    motion: MotionConfig = field(default_factory=lambda: MotionConfig(grade="medium", working_scale=0.75))
+    motion: MotionConfig = field(default_factory=lambda: MotionConfig(grade="medium", working_scale=0.85))
     """The motion compensation it corrects; deployed with it."""
     data: TripletConfig = field(default_factory=TripletConfig)
     """Triplets and how they are drawn."""
@@ -30,7 +30,7 @@ class InterpolationRecipe:
             steps=20_000,
             optim=OptimConfig(lr=1e-3, betas=(0.9, 0.999), warmup_fraction=0.02, decay_fraction=0.6),
             gradient_clip=1.0,
-            ema_decay=0.99,
+            ema_decay=0.995,
         )
     )
     """How long and how to train."""
