@@ -37,8 +37,9 @@ def warp_backward(source: Tensor, flow: Tensor, *, align_corners: bool = True) -
         x = torch.linspace(-1, 1, width, device=source.device).expand(height, width)
         y = torch.linspace(-1, 1, height, device=source.device)[:, None].expand(height, width)
         per_pixel = torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=source.device)
-        # Flow is turned around whole: axis by axis, a deployed graph would pass over the picture eight times.
-        grid = torch.stack([x, y], dim=-1) + flow.float().permute(0, 2, 3, 1) * per_pixel
+        # Flow is scaled while its axes are planes and then turned around whole: axis by axis, a deployed graph would
+        # pass over the picture eight times, and scaling interleaved axes is slow in ONNX Runtime.
+        grid = torch.stack([x, y], dim=-1) + (flow.float() * per_pixel.view(1, 2, 1, 1)).permute(0, 2, 3, 1)
         warped = F.grid_sample(
             source.float(), grid, mode="bilinear", padding_mode="border", align_corners=align_corners
         )
