@@ -308,6 +308,17 @@ class TestTraining:
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
+    def test_goes_on_from_the_weights_of_another_run(self, noisy, run, tmp_path):
+        made = recipe(steps=0)
+        train_interpolation(TrainInterpolation(data=(noisy,), run=tmp_path / "on", init=run, recipe=made, quiet=True))
+        before, after = load_fusion(run).network.state_dict(), load_fusion(tmp_path / "on").network.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        other = replace(made, network=FusionConfig())
+        with pytest.raises(ConfigError, match=r"set --recipe.network.channels and --recipe.network.blocks alike"):
+            train_interpolation(
+                TrainInterpolation(data=(noisy,), run=tmp_path / "x", init=run, recipe=other, quiet=True)
+            )
+
     def test_every_weight_gets_a_gradient(self, noisy):
         config = TripletConfig(size=SIZE, crop=(48, 64), batch_size=2, gaps=(4,))
         batch = next(TripletLoader(find_sequences(noisy, config), config, STILL).batches(0))

@@ -12,13 +12,14 @@ from fastv2v.commands.parts import num_parameters
 from fastv2v.commands.train import report_fit
 from fastv2v.config import to_dict
 from fastv2v.device import open_device
+from fastv2v.errors import ConfigError
 from fastv2v.log import BarProgress, SilentProgress
 from fastv2v.memory import keep_freed_memory
 from fastv2v.run import open_run
 from fastv2v.seed import derive_seed, seed_everything
 from fastv2v.train import FitResult, fit
 from interpolate.learned.data import TripletLoader, find_sequences
-from interpolate.learned.network import FusionArchitecture, FusionNetwork
+from interpolate.learned.network import FusionArchitecture, FusionNetwork, load_fusion
 from interpolate.learned.presets import InterpolationRecipe
 from interpolate.learned.task import FusionTask
 
@@ -33,6 +34,8 @@ class TrainInterpolation:
     """Data sets, folders of frames or of videos, video files; label maps of data sets are used too."""
     run: Path
     """Run folder: config, curves, samples, checkpoints. The same command again goes on where it stopped."""
+    init: Path | None = None
+    """Run or checkpoint of train-interpolation whose weights to start from, to go on with other footage."""
     recipe: InterpolationRecipe = field(default_factory=InterpolationRecipe)
     """How it is built and trained."""
     overwrite: bool = False
@@ -57,7 +60,7 @@ def train_interpolation(args: TrainInterpolation) -> FitResult:
         world_size=device.world_size,
     )
     seed_everything(derive_seed(train.seed, "weights"))
-    network = FusionNetwork(recipe.network)
+    network = _starting_network(args)
     _LOG.info("interpolation network: %.2f M weights, %d sequences", num_parameters(network) / 1e6, len(sequences))
     clips = [clip.to(device.device) for clip in loader.held_out()]
     config: dict[str, Any] = to_dict(args)
@@ -75,6 +78,25 @@ def train_interpolation(args: TrainInterpolation) -> FitResult:
             progress=SilentProgress() if args.quiet or not device.is_main else BarProgress(args.run.name),
             architecture=to_dict(FusionArchitecture(network=recipe.network, motion=recipe.motion)),
         )
+
+
+def _starting_network(args: TrainInterpolation) -> FusionNetwork:
+    """The network of the recipe, with the weights of another run where one is named.
+
+    Raises:
+        CheckpointError: if that is none of an interpolation network.
+        ConfigError: if it has another size.
+    """
+    network = FusionNetwork(args.recipe.network)
+    if args.init is not None:
+        before = load_fusion(args.init)
+        if before.architecture.network != args.recipe.network:
+            raise ConfigError(
+                f"{args.init} holds a network of {before.architecture.network} and the recipe asks for "
+                f"{args.recipe.network}; set --recipe.network.channels and --recipe.network.blocks alike"
+            )
+        network.load_state_dict(before.network.state_dict())
+    return network
 
 
 def main(argv: list[str]) -> int:
