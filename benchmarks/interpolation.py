@@ -20,9 +20,11 @@ from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 import tyro
 from numpy.typing import NDArray
 
+from benchmarks.rife import RIFEInterpolator, load_rife, weights_path
 from export.engines import Candidate, open_engine
 from export.interpolation import CORRECTIONS, FEATURES, INTERPOLATION_GRAPH, GraphNetwork, choose_network
 from export.onnx_graph import export_network
@@ -79,7 +81,9 @@ METHODS: dict[str, Callable[[int], Interpolator | SequenceInterpolator]] = {
     "dis-fast": lambda threads: DISInterpolator(MotionConfig(grade="fast")),
     "dis-medium": lambda threads: DISInterpolator(MotionConfig(grade="medium")),
 }
-"""Every method by name, built for a number of threads. OpenCV's own threads are set by the benchmark."""
+"""Every method by name, built for a number of threads. OpenCV's and torch's own threads are set by the benchmark."""
+if weights_path() is not None:
+    METHODS["rife"] = lambda threads: RIFEInterpolator(load_rife())
 GUIDED = "dis-fast, labels"
 """``dis-fast`` that is also given the label maps of all frames; measured where there are any."""
 BEST, GUIDED_BEST = "best", "best, labels"
@@ -283,8 +287,9 @@ def compare_methods(
     num_interpolated = len(frames) - len(indices)
     filled: dict[str, list[Frame]] = {}
     times_ms: dict[str, list[float]] = {name: [] for name in methods}
-    previous_threads = cv2.getNumThreads()
+    previous_threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(threads)
+    torch.set_num_threads(threads)
     try:
         for repeat in range(repeats + 1):
             for name, interpolator in interpolators.items():
@@ -293,7 +298,8 @@ def compare_methods(
                 if repeat:  # the first turn warms up
                     times_ms[name].append((time.perf_counter() - start) * 1000 / num_interpolated)
     finally:
-        cv2.setNumThreads(previous_threads)
+        cv2.setNumThreads(previous_threads[0])
+        torch.set_num_threads(previous_threads[1])
     baseline = times_ms.get("minterpolate")
     rows = []
     for name in methods:

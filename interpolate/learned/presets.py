@@ -30,7 +30,7 @@ class InterpolationRecipe:
             steps=20_000,
             optim=OptimConfig(lr=1e-3, betas=(0.9, 0.999), warmup_fraction=0.02, decay_fraction=0.6),
             gradient_clip=1.0,
-            ema_decay=0.995,
+            ema_decay=0.99,
         )
     )
     """How long and how to train."""

@@ -23,7 +23,7 @@ class FusionWeights:
 
     charbonnier: float = 1.0
     """Distance of the frame to the real one, between absolute and squared, so that outliers count but do not rule."""
-    log_error: float = 0.02
+    log_error: float = 0.05
     """Logarithm of the mean squared error of each frame: its mean is minus the mean PSNR, so that quiet footage with
     small errors counts as much as fast footage with large ones."""
 
