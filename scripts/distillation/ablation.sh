@@ -35,6 +35,8 @@ row whole "${cached[@]}" "$@"
 row alone "$@"
 temporal_only=($weight-contrast 0)
 row without-contrast "${cached[@]}" "$@"
+temporal_only=($weight-contrast 0 --recipe.task.objective.weights.contrast 8)
+row contrast-of-real "${cached[@]}" "$@"
 row without-perceptual "${cached[@]}" $weight-perceptual 0 "$@"
 temporal_only=($weight-temporal 0.5)
 row with-temporal "${cached[@]}" "$@"
