@@ -116,7 +116,9 @@ class Manifest:
     keyframes: Mapping[str, Option]
     """Fields of ``interpolate.keyframes.KeyframeConfig``."""
     interpolation: Mapping[str, Option]
-    """``method`` (``dis`` or ``blend``) and, for ``dis``, fields of ``interpolate.motion.MotionConfig``."""
+    """``method`` (``dis``, ``blend`` or ``network``) and, but for ``blend``, fields of
+    ``interpolate.motion.MotionConfig``; for ``network`` also ``engine``, ``precision`` and ``median_ms``, where engines
+    were measured."""
     fps: float
     """Delivered frames per second of the data the student was trained on."""
     parity: Parity
