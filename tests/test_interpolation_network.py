@@ -432,6 +432,13 @@ class TestTriplets:
         cv2.imwrite(str(tmp_path / "train_A" / "s" / "2.png"), np.zeros((32, 32), np.uint8))
         with pytest.raises(DataError, match="1 label maps for 1 frames"):
             find_sequences(tmp_path, config)
+        (tmp_path / "train_A" / "s" / "2.png").rename(tmp_path / "train_A" / "s" / "1.png")
+        (tmp_path / "train_A" / "s" / "1.png").write_bytes(b"nothing")
+        with pytest.raises(DataError, match=r"1.png: not a readable image"):
+            find_sequences(tmp_path, config)
+        write_image(tmp_path / "train_A" / "s" / "1.png", np.zeros((32, 32, 3), np.uint8))
+        (drawn,) = find_sequences(tmp_path, config)
+        assert not drawn.labels
 
     def test_pairs_across_a_cut_are_passed_over(self):
         scenes = [cv2.resize(scene, (256, 128)) for scene in two_scenes()]

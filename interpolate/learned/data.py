@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from fastv2v.video import read_video
 from interpolate.motion import DISInterpolator, Frame, Labels, MotionConfig, PairMotion
 from interpolate.network import CHANNELS, SIZE_MULTIPLE, features, half_size, halved_labels
 
+_LOG = logging.getLogger(__name__)
 _FRAMES = ("B", "img")
 """What the folder of frames of a data set ends in, after ``train_``."""
 _VIDEOS = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -161,6 +163,8 @@ def _labelled(frames: Path, labels: Path) -> list[FrameSequence]:
                 "same name for each"
             )
         is_ids = bool(maps) and _is_label(maps[0])
+        if maps and not is_ids:
+            _LOG.info("%s holds pictures and no label maps: its frames are learnt from without", labels / inside)
         found.append(FrameSequence(str(inside), pictures, maps if is_ids else ()))
     if not found:
         raise DataError(f"{frames} holds no pictures; give the frames of at least one sequence")
@@ -168,9 +172,15 @@ def _labelled(frames: Path, labels: Path) -> list[FrameSequence]:
 
 
 def _is_label(path: Path) -> bool:
-    """Whether a condition is a label map; drawn conditions are pictures and of no use here."""
+    """Whether a condition is a label map; drawn conditions are pictures and of no use here.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    return image is not None and image.ndim == 2
+    if image is None:
+        raise DataError(f"{path}: not a readable image; write it again")
+    return image.ndim == 2
 
 
 def _pictures(folder: Path) -> tuple[Path, ...]:
