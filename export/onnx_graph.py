@@ -207,6 +207,7 @@ def _deployable(model: nn.Module) -> nn.Module:
                 remove_spectral_norm(module, hook.name)
             elif type(hook).__name__ == "WeightNorm":
                 remove_weight_norm(module, hook.name)
+    for module in model.modules():  # only now, for parts come after their whole and their weights must be plain
         if isinstance(module, nn.Sequential):
             _fold_shuffled_norm(module)
     return model

@@ -20,7 +20,7 @@ from export.engines import (
     check_warp,
     has_fast_bf16,
 )
-from export.onnx_graph import EngineStep, GraphReport, compare_rollout, export_step, write_self_test
+from export.onnx_graph import EngineStep, GraphReport, _deployable, compare_rollout, export_step, write_self_test
 from fastv2v.contracts import FrameOutput
 from fastv2v.errors import BundleError, ConfigError, ShapeError
 from fastv2v.render import advance
@@ -94,6 +94,16 @@ class TestGraph:
         assert not {"Div", "MatMul", "ReduceSum"} & report.nodes.keys()
         engine = OnnxRuntimeEngine(tmp_path / "step.onnx", 1)
         assert compare_rollout(model, engine, random_conditions(3, SIZE)) < 1e-4
+
+    @pytest.mark.parametrize("normalise", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+    def test_a_norm_behind_a_shuffle_folds_into_a_normalised_convolution(self, normalise):
+        norm = nn.BatchNorm2d(2)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+        part = nn.Sequential(normalise(nn.Conv2d(3, 8, 1)), nn.PixelShuffle(2), norm).eval()
+        folded, x = _deployable(part), torch.rand(1, 3, 4, 4)
+        assert isinstance(folded[2], nn.Identity)
+        assert torch.allclose(folded(x), part(x), atol=1e-5)
 
     def test_a_generator_without_flow_has_one_output(self, tmp_path):
         class Plain(TinyStep):
