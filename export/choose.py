@@ -25,7 +25,7 @@ from export.engines import (
     this_machine,
 )
 from export.history import ArrayHistory
-from export.inputs import from_encoded
+from export.inputs import StepCondition, from_encoded
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
 
 log = logging.getLogger(__name__)
@@ -42,13 +42,17 @@ def roll_out(
         history_length: N-1.
         seed_frame: the real frame of the first condition, (3, H, W) in [-1, 1]; that condition is then not synthesised.
 
-    Yields:
-        Frames (3, H, W) in [-1, 1].
+    Returns:
+        Frames (3, H, W) in [-1, 1], each made when it is asked for. All conditions are converted by then, so that a
+        step takes what it takes where they come in the engine's form.
     """
-    # Converted beforehand, so that a step takes what it takes where conditions come in the engine's form.
     given = [from_encoded(engine.form, x) for x in conditions]
     history = ArrayHistory(given[0].past, history_length, seed_frame, scale=engine.form.scale)
-    for condition in given[0 if seed_frame is None else 1 :]:
+    return _steps(engine, given[0 if seed_frame is None else 1 :], history)
+
+
+def _steps(engine: StepEngine, conditions: Sequence[StepCondition], history: ArrayHistory) -> Iterator[Array]:
+    for condition in conditions:
         frame = engine.run(condition, history.conditions, history.frames, history.valid)["frame"][0]
         history.advance(condition.past, frame)
         yield frame

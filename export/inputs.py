@@ -99,7 +99,8 @@ def encode_for(
     if instances is not None and instances.shape != labels.shape:
         raise ShapeError(f"{where}: instance map {instances.shape} and label map {labels.shape} differ in size")
     # Ignored pixels are of a class after the last, which has no channel.
-    codes = np.minimum(labels, spec.num_classes).astype(np.int32)
+    # A number of numpy's own widens the type where that has no room for it: bytes of 256 classes.
+    codes = np.minimum(labels, np.int32(spec.num_classes)).astype(np.int32)
     edges = instance_edges_numpy(instances) if spec.use_instances and instances is not None else None
     return _compact(codes, edges, spec.num_classes, form.scale, where, out)
 

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_bundle import FakeEngine
 
+from export.choose import roll_out
 from export.engines import OnnxRuntimeEngine
 from export.inputs import PLAIN, ConditionForm, average, encode_for, from_encoded
 from export.onnx_graph import compare_rollout, export_step, is_compact
@@ -53,6 +55,22 @@ def test_what_the_history_keeps_is_written_into_its_place():
     assert made.past is place and np.isfinite(place).all()
     whole = np.empty((4, 16, 24), np.float32)
     assert encode_for(PLAIN, spec(), labels, ids, out=whole).past is whole
+
+
+def test_bytes_have_room_for_256_classes():
+    every = ConditionSpec(class_names=tuple(map(str, range(256))))
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    made = encode_for(ConditionForm(scale=4, labels=True), every, labels)
+    assert np.array_equal(made.inputs["labels"][0], labels) and made.past.sum() == 16
+
+
+def test_conditions_of_a_rollout_are_converted_before_its_first_step(monkeypatch):
+    converted = []
+    monkeypatch.setattr("export.choose.from_encoded", lambda form, x: converted.append(x) or from_encoded(form, x))
+    conditions = np.zeros((5, 4, 16, 24), np.float32)
+    steps = roll_out(FakeEngine(), conditions, 2)
+    assert len(converted) == 5  # so that none of the steps, which are timed, bears it
+    assert len(list(steps)) == 5
 
 
 def test_bad_conditions_are_refused():
