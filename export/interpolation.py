@@ -126,7 +126,8 @@ def choose_network(
             fill(network)
             network.is_timed = True
             psnr = _mean_psnr(fill(network), real)
-        except (BundleError, MissingExtraError) as error:
+        # Values that are not finite, which low precision may give, are a ConfigError of the interpolator.
+        except (BundleError, ConfigError, MissingExtraError) as error:
             if candidate == REFERENCE:
                 raise
             results.append(_refused(candidate, threads, error))
@@ -172,23 +173,28 @@ def _mean_psnr(made: Sequence[Frame], real: Sequence[Frame]) -> float:
     return statistics.fmean(10 * math.log10(255**2 / max(error, 255**2 * 1e-10)) for error in errors)
 
 
-def open_network(folder: Path, manifest: Manifest, threads: int | None = None) -> GraphNetwork:
+def open_network(
+    folder: Path, manifest: Manifest, threads: int | None = None, asked: Candidate | None = None
+) -> GraphNetwork:
     """Open the interpolation network of a bundle in its measured engine, else in ONNX Runtime, which is announced.
 
     Args:
         folder: the bundle, whose files were checked.
         manifest: of the bundle; its interpolation method is ``network``.
         threads: CPU threads, None for all.
+        asked: an engine to take instead of the measured one, or to fail.
 
     Raises:
         BundleError: if the bundle lacks the graph, or no engine opens it.
-        MissingExtraError: if ONNX Runtime is needed and not installed.
+        MissingExtraError: if the engine that was asked for, or else ONNX Runtime, is needed and not installed.
     """
     if INTERPOLATION_GRAPH not in manifest.files:
         raise BundleError(
             f"{folder} interpolates by a network and its manifest does not list {INTERPOLATION_GRAPH}; export it again"
         )
     graph = Path(folder) / INTERPOLATION_GRAPH
+    if asked is not None:
+        return GraphNetwork(open_engine(asked, graph, threads))
     options = manifest.interpolation
     measured = Candidate(
         str(options.get("engine", REFERENCE.engine)), str(options.get("precision", REFERENCE.precision))

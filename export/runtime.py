@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from export.bundle import Manifest, load_manifest
 from export.camera import Camera, CameraConfig
 from export.convert import Converter, edge_converter, picture_conditions
-from export.engines import ENGINES, REFERENCE, Candidate, GraphEngine, open_tested_engine, this_machine
+from export.engines import ENGINES, INT8, REFERENCE, Candidate, GraphEngine, open_tested_engine, this_machine
 from export.interpolation import NETWORK_METHOD, open_network
 from export.sources import camera_conditions, folder_conditions, piped_conditions, video_conditions
 from export.stream import Condition, ConditionMap, DeliveredFrame, Stream, StreamError, StreamStats
@@ -62,7 +62,7 @@ def open_bundle(
     Args:
         path: the bundle's folder.
         engine: ``auto`` takes the fastest that was measured and accepted for this bundle and runs here, else
-            ONNX Runtime; a named engine is taken or fails.
+            ONNX Runtime; a named engine is taken or fails. So it is with the interpolation network, if there is one.
         precision: number format, or None for the measured one of that engine, else f32.
         threads: CPU threads of the engine, None for all.
         overlap: synthesise in a worker thread while the calling thread interpolates.
@@ -87,8 +87,17 @@ def open_bundle(
         opened = open_tested_engine(candidate, folder, threads)
         log.info("%s: using %s with %d threads, as asked for", folder.name, candidate, opened.threads)
     is_network = manifest.interpolation["method"] == NETWORK_METHOD
-    network = open_network(folder, manifest, threads) if is_network else None
+    asked = _asked_of_network(manifest, opened, engine, precision)
+    network = open_network(folder, manifest, threads, asked) if is_network else None
     return Stream(opened, manifest, overlap=overlap, seed_frame=seed_frame, causal=causal, network=network)
+
+
+def _asked_of_network(manifest: Manifest, step: GraphEngine, engine: str, precision: str | None) -> Candidate | None:
+    """What the interpolation network shall run on where an engine or a precision was named; None: as measured."""
+    if precision is None and engine in ("auto", manifest.interpolation.get("engine")):
+        return None
+    # There is no int8 copy of its graph.
+    return Candidate(step.name, "f32" if precision in (None, INT8) else precision)
 
 
 def _measured(manifest: Manifest) -> list[Candidate]:

@@ -91,7 +91,7 @@ class StreamStats:
 
 
 class StreamError(BundleError):
-    """A keyframe could not be synthesised.
+    """A keyframe could not be synthesised, or the frames before one not be interpolated.
 
     Attributes:
         frames: finished frames before it that could not be handed over otherwise.
@@ -432,7 +432,12 @@ class Stream:
         frames: list[DeliveredFrame] = []
         for index, keyframe in keyframes:
             start = time.perf_counter()
-            filled = self._filler.push(index, keyframe, self._classes_up_to(index))
+            try:
+                filled = self._filler.push(index, keyframe, self._classes_up_to(index))
+            except Exception as error:  # what comes after would be filled from the wrong keyframe
+                self._failure = StreamError(f"the frames before keyframe {index} could not be interpolated: {error}")
+                self._failure.__cause__ = error
+                break
             self._count(fill_s=time.perf_counter() - start)
             frames += self._deliver(filled, keyframe=index)
         return frames

@@ -558,6 +558,29 @@ class TestGraph:
         assert choice.measurements[1].psnr_loss_db > 0.5 and "is lacking" in choice.measurements[2].reason
         assert choice.options()["median_ms"] > 0
 
+    def test_an_engine_whose_values_are_not_finite_is_passed_over(self, network, bundle):
+        part = stream_part(network)
+
+        class Overflowing:
+            name, threads, path, shapes = "overflowing", 1, Path("x.onnx"), {FEATURES: tuple(part.probe.shape)}
+
+            def infer(self, feeds):
+                return {CORRECTIONS: nothing(feeds[FEATURES]) + np.inf}
+
+        def opener(candidate, path, threads):
+            return Overflowing() if candidate.engine == "overflowing" else open_engine(candidate, path, threads)
+
+        choice = choose_network(
+            bundle / INTERPOLATION_GRAPH,
+            part.fill,
+            part.real,
+            candidates=[Candidate("overflowing", "f32")],
+            threads=1,
+            opener=opener,
+        )
+        assert (choice.engine, choice.precision) == REFERENCE
+        assert "not finite" in choice.measurements[1].reason
+
     def test_nothing_to_measure_on_is_refused(self, bundle):
         with pytest.raises(ConfigError, match="no frames between keyframes"):
             choose_network(bundle / INTERPOLATION_GRAPH, lambda network: [], [])

@@ -24,6 +24,7 @@ from export.engines import ENGINES, available_engines, this_machine
 from export.runtime import ConditionMap, Stream, StreamError, open_bundle
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
 from fastv2v.errors import BundleError, ConfigError, DataError, MissingExtraError
+from interpolate.motion import BlendInterpolator
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = available_engines()[0]
@@ -299,6 +300,26 @@ class TestFailures:
                 delivered.append(frame.index)
         assert delivered == [0, 1, 2, 3, 4]
 
+    @pytest.mark.parametrize("overlap", [False, True])
+    @pytest.mark.parametrize("num_frames", [8, 18])
+    def test_a_gap_that_cannot_be_filled_ends_the_stream(self, num_frames, overlap):
+        class Tired(BlendInterpolator):
+            def between(self, first, second, times, labels=None):
+                if np.array_equal(labels[0], wanted[4]):
+                    raise ConfigError("no more coffee")
+                return super().between(first, second, times, labels)
+
+        delivered, wanted = [], label_maps(num_frames)
+        with Stream(FakeEngine(), manifest(), overlap=overlap) as stream:
+            stream._interpolator = Tired()
+            stream.restart()
+            with pytest.raises(StreamError, match=r"before keyframe [78] could not be interpolated: no more coffee"):
+                for frame in stream.frames(wanted):
+                    delivered.append(frame.index)
+            with pytest.raises(StreamError, match="no more coffee"):
+                stream.flush()
+        assert delivered == [0, 1, 2, 3, 4]
+
     def test_values_that_are_not_finite_are_refused(self):
         class Overflowing(FakeEngine):
             def run(self, *inputs):
@@ -428,6 +449,38 @@ class TestOpenBundle:
         monkeypatch.setitem(sys.modules, "openvino", None)
         with pytest.raises(MissingExtraError, match="pip install openvino"):
             open_bundle(source, engine="openvino")
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({}, None),
+            ({"engine": ENGINE}, None),
+            ({"engine": ENGINE, "precision": "f32"}, (ENGINE, "f32")),
+            ({"precision": "f32"}, (ENGINE, "f32")),
+        ],
+    )
+    def test_what_is_asked_for_holds_for_the_interpolation_network(self, tmp_path, monkeypatch, options, expected):
+        def note(folder, manifest, threads, asked):
+            assert asked == expected
+            raise BundleError("noted")
+
+        monkeypatch.setattr("export.runtime.open_network", note)
+        filling = {"method": "network", "engine": ENGINE, "precision": "bf16"}
+        source = write_tiny(tmp_path / "tiny.v2v", interpolation=filling)
+        with pytest.raises(BundleError, match="noted"):
+            open_bundle(source, threads=1, **options)
+
+    @needs_both
+    def test_another_named_engine_runs_the_interpolation_network_in_f32(self, tmp_path, monkeypatch):
+        def note(folder, manifest, threads, asked):
+            assert asked == (ENGINE, "f32")
+            raise BundleError("noted")
+
+        monkeypatch.setattr("export.runtime.open_network", note)
+        filling = {"method": "network", "engine": OTHER, "precision": "f32"}
+        source = write_tiny(tmp_path / "tiny.v2v", interpolation=filling)
+        with pytest.raises(BundleError, match="noted"):
+            open_bundle(source, threads=1, engine=ENGINE)
 
     def test_no_engine_at_all_lists_the_reasons(self, source, monkeypatch):
         monkeypatch.setitem(sys.modules, "openvino", None)
