@@ -43,16 +43,18 @@ def folder_conditions(
     Args:
         folder: label maps, or pictures where the bundle takes those or there is a converter; all of one size.
         manifest: of the bundle.
-        instances: folder of instance maps of the same names, where the bundle uses them.
+        instances: folder of instance maps of the same names, where the bundle uses them and there is no converter.
         convert: makes the condition of each picture, read as RGB.
         missing: what is done where numbers are missing between others; see ``settle_missing``.
 
     Raises:
-        ConfigError: if the folder cannot hold what the bundle takes.
+        ConfigError: if the folder cannot hold what the bundle takes, or instances come beside a converter.
         DataError: if a picture is missing, damaged or of another size than the first.
     """
     files = list(settle_missing(condition_files(Path(folder)), missing).values())
     if convert is not None:
+        if instances is not None:
+            raise ConfigError(f"a converter makes instance maps itself; leave out the folder {instances}")
         first = files[0], _size(read_image(files[0]))
         for file in files:
             picture = read_image(file)
@@ -195,7 +197,7 @@ def _missing_after(stems: Sequence[str]) -> dict[str, list[str]]:
     numbers = [int(parts[place]) for parts in split]
     steps = [after - before for before, after in pairwise(numbers)]
     step, count = Counter(steps).most_common(1)[0]
-    if 2 * count <= len(steps) or any(s % step or s <= 0 for s in steps):
+    if step <= 0 or 2 * count <= len(steps) or any(s % step or s <= 0 for s in steps):
         return {}
     return {
         stem: [

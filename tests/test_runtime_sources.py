@@ -136,6 +136,11 @@ class TestFolders:
         with pytest.raises(DataError, match="needs an instance map"):
             list(folder_conditions(labels, manifest(condition=spec)))
 
+    def test_instances_beside_a_converter_would_go_unseen(self, tmp_path):
+        folder = save(tmp_path / "photographs", MAPS[:1])
+        with pytest.raises(ConfigError, match=r"leave out the folder borders"):
+            list(folder_conditions(folder, manifest(), instances="borders", convert=red_is_a_car))
+
     def test_what_is_drawn_from_points_is_no_picture(self, tmp_path):
         spec = ConditionSpec(kind="maps", encoder="face", map_channels=15)
         with pytest.raises(ConfigError, match="drawn from a data set"):
@@ -173,6 +178,7 @@ class TestMissingFiles:
             ["one", "two"],
             ["7"],
             ["take1_000", "take2_000"],
+            ["01", "1"],  # one number twice
         ],
     )
     def test_other_numbers_are_left_alone(self, tmp_path, names):
