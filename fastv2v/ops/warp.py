@@ -36,7 +36,8 @@ def warp_backward(source: Tensor, flow: Tensor, *, align_corners: bool = True) -
     with torch.autocast(source.device.type, enabled=False):
         x = torch.linspace(-1, 1, width, device=source.device).expand(height, width)
         y = torch.linspace(-1, 1, height, device=source.device)[:, None].expand(height, width)
-        per_pixel = torch.tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)], device=source.device)
+        # Made on the device: two numbers copied there would make the host wait for all that a GPU has yet to do.
+        per_pixel = torch.linspace(2 / max(width - 1, 1), 2 / max(height - 1, 1), 2, device=source.device)
         # Flow is scaled while its axes are planes and then turned around whole: axis by axis, a deployed graph would
         # pass over the picture eight times, and scaling interleaved axes is slow in ONNX Runtime.
         grid = torch.stack([x, y], dim=-1) + (flow.float() * per_pixel.view(1, 2, 1, 1)).permute(0, 2, 3, 1)
