@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from export.bundle import EngineMeasurement, Manifest
 from export.choose import EngineGuard
-from export.engines import REFERENCE, Array, Candidate, GraphEngine, available_candidates, open_engine
+from export.engines import REFERENCE, Array, Candidate, GraphEngine, available_candidates, open_engine, this_machine
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def choose_network(
     Raises:
         BundleError: if the graph cannot be opened by ONNX Runtime.
         MissingExtraError: if that is not installed.
-        ConfigError: if there is nothing to compare.
+        ConfigError: if there is nothing to compare, or the frames are filled without the network.
     """
     guard = guard or EngineGuard()
     if not real:
@@ -126,6 +126,8 @@ def choose_network(
             fill(network)
             network.is_timed = True
             psnr = _mean_psnr(fill(network), real)
+            if not network.times_ms:
+                raise ConfigError("the clip never asks for the network: scene cuts lie across its gaps; take another")
         # Values that are not finite, which low precision may give, are a ConfigError of the interpolator.
         except (BundleError, ConfigError, MissingExtraError) as error:
             if candidate == REFERENCE:
@@ -161,7 +163,7 @@ def _refused(candidate: Candidate, threads: int | None, error: Exception) -> Eng
     return EngineMeasurement(
         engine=candidate.engine,
         precision=candidate.precision,
-        threads=threads or 1,
+        threads=threads or this_machine()["cores"],
         accepted=False,
         reason=f"cannot run here: {error}",
     )

@@ -117,7 +117,7 @@ def piped_conditions(source: IO[bytes], manifest: Manifest) -> Iterator[Conditio
     is_picture = manifest.condition.encoder == "rgb"
     length = height * width * (3 if is_picture else 1)
     index = 0
-    while data := source.read(length):
+    while data := _read_whole(source, length):
         name = f"standard input frame {index}"
         if len(data) < length:
             raise DataError(
@@ -130,6 +130,14 @@ def piped_conditions(source: IO[bytes], manifest: Manifest) -> Iterator[Conditio
         else:
             yield ConditionMap(labels=pixels.reshape(height, width), name=name)
         index += 1
+
+
+def _read_whole(source: IO[bytes], length: int) -> bytes:
+    """``length`` bytes, fewer only at the end; an unbuffered pipe gives no more at once than it holds."""
+    taken = bytearray()
+    while len(taken) < length and (part := source.read(length - len(taken))):
+        taken += part
+    return bytes(taken)
 
 
 def condition_files(folder: Path) -> list[Path]:

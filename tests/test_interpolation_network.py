@@ -584,6 +584,9 @@ class TestGraph:
     def test_nothing_to_measure_on_is_refused(self, bundle):
         with pytest.raises(ConfigError, match="no frames between keyframes"):
             choose_network(bundle / INTERPOLATION_GRAPH, lambda network: [], [])
+        frames = [np.zeros((*STREAM_SIZE, 3), np.uint8)]
+        with pytest.raises(ConfigError, match="never asks for the network"):
+            choose_network(bundle / INTERPOLATION_GRAPH, lambda network: frames, frames, candidates=[], threads=1)
 
 
 class TestBundle:

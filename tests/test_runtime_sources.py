@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from export.runtime import (
     folder_conditions,
     open_bundle,
     picture_conditions,
+    piped_conditions,
     video_conditions,
 )
 from export.sources import settle_missing
@@ -231,6 +233,22 @@ class TestPictures:
         assert np.array_equal(marked.maps[0], (drawn.maps[0] + 1) / 2)
         with pytest.raises(ConfigError, match=r"takes label maps of 4 classes .* and not edges"):
             edge_converter(manifest())
+
+
+class TestPipes:
+    def test_an_unbuffered_pipe_may_give_a_frame_in_parts(self):
+        class Parts(io.BytesIO):
+            def read(self, size=-1):
+                return super().read(min(size, 100))
+
+        made = list(piped_conditions(Parts(b"".join(x.tobytes() for x in MAPS)), manifest()))
+        assert len(made) == len(MAPS) and all(np.array_equal(c.labels, x) for c, x in zip(made, MAPS, strict=True))
+
+    def test_an_input_that_ends_inside_a_frame_says_so_after_those_before(self):
+        source = piped_conditions(io.BytesIO(MAPS[0].tobytes() + b"12345"), manifest())
+        assert np.array_equal(next(source).labels, MAPS[0])
+        with pytest.raises(DataError, match=r"frame 1: the input broke off after 5 of 384 bytes"):
+            next(source)
 
 
 class TestVideos:
