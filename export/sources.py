@@ -193,6 +193,10 @@ def settle_missing(files: Sequence[Path], missing: Missing) -> dict[str, Path]:
     return {name: taken[stem] for stem in stems for name in (stem, *gone.get(stem, ()))}
 
 
+_LARGEST_HOLE = 10_000
+"""Files that may be missing in one place; further apart, numbers do not count the same thing."""
+
+
 def _missing_after(stems: Sequence[str]) -> dict[str, list[str]]:
     """The names that are missing after each."""
     split = [re.split(r"(\d+)", stem) for stem in stems]  # text, number, text, number, ..., text
@@ -207,6 +211,8 @@ def _missing_after(stems: Sequence[str]) -> dict[str, list[str]]:
     step, count = Counter(steps).most_common(1)[0]
     if step <= 0 or 2 * count <= len(steps) or any(s % step or s <= 0 for s in steps):
         return {}
+    if max(steps) // step > _LARGEST_HOLE:
+        return {}  # another numbering begins there, such as a time stamp's
     return {
         stem: [
             "".join([*parts[:place], f"{number:0{len(parts[place])}}", *parts[place + 1 :]])

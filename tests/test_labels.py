@@ -20,6 +20,11 @@ def label_clip(labels, instances=None):
     return Clip(frames=frames, labels=labels, instances=instances)
 
 
+def test_a_negative_ignored_id_is_refused():
+    with pytest.raises(ConfigError, match=r"ignore_id must be 0 or more, .* got -1"):
+        ConditionSpec(class_names=("road",), ignore_id=-1)
+
+
 class TestOneHot:
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
     def test_each_id_lights_its_channel_and_others_light_none(self, dtype):

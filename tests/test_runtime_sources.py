@@ -181,6 +181,7 @@ class TestMissingFiles:
             ["7"],
             ["take1_000", "take2_000"],
             ["01", "1"],  # one number twice
+            ["1", "2", "3", "4", "1700000000"],  # a time stamp among them
         ],
     )
     def test_other_numbers_are_left_alone(self, tmp_path, names):

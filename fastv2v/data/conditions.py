@@ -46,6 +46,8 @@ class ConditionSpec:
         self._settle_encoder()
         if self.kind == "labels" and not self.class_names:
             raise ConfigError("a label condition needs at least one class name")
+        if self.ignore_id is not None and self.ignore_id < 0:
+            raise ConfigError(f"ignore_id must be 0 or more, as label maps hold no negative ids; got {self.ignore_id}")
         if self.kind == "maps" and self.map_channels < 1:
             raise ConfigError(f"a map condition needs map_channels of at least 1, got {self.map_channels}")
         if self.kind == "maps" and self.use_instances:

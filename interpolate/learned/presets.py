@@ -19,7 +19,7 @@ class InterpolationRecipe:
 
     network: FusionConfig = field(default_factory=FusionConfig)
     """The network."""
-    motion: MotionConfig = field(default_factory=lambda: MotionConfig(grade="medium", working_scale=0.75))
+    motion: MotionConfig = field(default_factory=lambda: MotionConfig(grade="medium", working_scale=0.8))
     """The motion compensation it corrects; deployed with it."""
     data: TripletConfig = field(default_factory=TripletConfig)
     """Triplets and how they are drawn."""
