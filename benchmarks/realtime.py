@@ -39,7 +39,7 @@ from export.build import BundleDetails, build_bundle
 from export.bundle import Cost, load_manifest
 from export.choose import EngineGuard
 from export.engines import Candidate, StepEngine, available_candidates, open_tested_engine
-from export.runtime import ConditionMap, Stream, open_bundle
+from export.runtime import ConditionMap, Stream, filling_threads, open_bundle
 from fastv2v.contracts import StepModel
 from fastv2v.data.classes import preset_classes
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
@@ -301,7 +301,7 @@ def realtime_benchmark(
     if gap < 1 or num_frames <= 2 * gap:
         raise ConfigError(f"a drive of more than two gaps is needed, got {num_frames} frames and a gap of {gap}")
     torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    cv2.setNumThreads(filling_threads(threads))
     drive = make_drive(size, num_frames)
     watched: dict[tuple[str, str], _Watched] = {}
     costs: dict[str, float] = {}
@@ -412,7 +412,7 @@ def soak(name: str, size: tuple[int, int], num_frames: int, *, gap: int = 4, thr
             f"a soak has at least 1100 frames, 1000 of them to warm up, and a gap of 1 to 20; got {num_frames} frames "
             f"and a gap of {gap}"
         )
-    cv2.setNumThreads(threads)
+    cv2.setNumThreads(filling_threads(threads))
     drive = make_drive(size, 48)
     there_and_back = [*drive.conditions, *drive.conditions[-2:0:-1]]
     with tempfile.TemporaryDirectory() as scratch:

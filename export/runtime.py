@@ -22,7 +22,15 @@ from export.convert import Converter, edge_converter, picture_conditions
 from export.engines import ENGINES, INT8, REFERENCE, Candidate, GraphEngine, open_tested_engine, this_machine
 from export.interpolation import NETWORK_METHOD, open_network
 from export.sources import camera_conditions, folder_conditions, piped_conditions, video_conditions
-from export.stream import Condition, ConditionMap, DeliveredFrame, Stream, StreamError, StreamStats
+from export.stream import (
+    Condition,
+    ConditionMap,
+    DeliveredFrame,
+    Stream,
+    StreamError,
+    StreamStats,
+    filling_threads,
+)
 from fastv2v.errors import BundleError, MissingExtraError
 
 __all__ = [
@@ -37,6 +45,7 @@ __all__ = [
     "StreamStats",
     "camera_conditions",
     "edge_converter",
+    "filling_threads",
     "folder_conditions",
     "open_bundle",
     "picture_conditions",

@@ -21,7 +21,7 @@ from export.bundle import (
     record_engine,
 )
 from export.engines import ENGINES, available_engines, this_machine
-from export.runtime import ConditionMap, Stream, StreamError, open_bundle
+from export.runtime import ConditionMap, Stream, StreamError, filling_threads, open_bundle
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
 from fastv2v.errors import BundleError, ConfigError, DataError, MissingExtraError
 from interpolate.motion import BlendInterpolator
@@ -513,3 +513,8 @@ class TestOpenBundle:
     def test_the_manifest_travels_with_the_stream(self, source):
         with open_bundle(source, threads=1) as stream:
             assert replace(stream.manifest, files={}) == manifest()
+
+
+def test_filling_leaves_half_of_the_threads_to_an_engine_that_works_meanwhile():
+    assert [filling_threads(n) for n in (1, 2, 4)] == [1, 1, 2]
+    assert filling_threads(2, overlap=False) == 2

@@ -23,7 +23,7 @@ from benchmarks.fps import compare_streams, measure_step, speed_ratio
 from benchmarks.interpolation import interpolation_benchmark
 from benchmarks.quality import MEAN_COLOUR, mean_scores, quality_table, score_rows
 from benchmarks.results import BenchmarkResult, format_table, write_result
-from export.runtime import ConditionMap, DeliveredFrame, Stream, open_bundle
+from export.runtime import ConditionMap, DeliveredFrame, Stream, filling_threads, open_bundle
 from fastv2v.architecture import Trained, load_trained
 from fastv2v.commands.arguments import parse
 from fastv2v.commands.parts import check_condition
@@ -132,7 +132,7 @@ def run_benchmark(args: Benchmark) -> dict[str, Any]:
         raise ConfigError(f"{args.out} is not empty and holds no earlier benchmark; name another folder with --out")
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    cv2.setNumThreads(filling_threads(threads))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{args.out.name}.", dir=args.out.parent))
     try:

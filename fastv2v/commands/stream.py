@@ -25,7 +25,8 @@ from tqdm import tqdm
 from export.bundle import Manifest
 from export.camera import Camera
 from export.convert import check_plain, scale
-from export.runtime import ConditionMap, DeliveredFrame, Stream, StreamError, open_bundle
+from export.engines import this_machine
+from export.runtime import ConditionMap, DeliveredFrame, Stream, StreamError, filling_threads, open_bundle
 from export.sources import (
     camera_conditions,
     check_drawn,
@@ -243,6 +244,7 @@ def main(argv: list[str]) -> int:
     if given is not None and given != PIPE and not given.is_file():
         files = settle_missing(condition_files(given), args.missing)
     with open_bundle(args.bundle, engine=args.engine, threads=args.threads, causal=args.causal) as stream:
+        cv2.setNumThreads(filling_threads(args.threads or this_machine()["cores"], overlap=not args.causal))
         written, seconds, broken = _run(args, stream, files)
         stats = stream.stats
     told = sys.stderr if args.is_piped_out else sys.stdout
