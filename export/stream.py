@@ -465,8 +465,8 @@ class Stream:
 def filling_threads(threads: int, *, overlap: bool = True) -> int:
     """How many threads to give OpenCV (``cv2.setNumThreads``, which holds for the whole process) for filling gaps.
 
-    Beside an engine at work, half of what the engine has: on two cores two threads each waited for each other, and a small
-    student's gap took up to twice its median time; with one for filling hardly more than the median.
+    Beside an engine at work, half of what the engine has. On two cores two threads each waited for each other: gaps of
+    a small student took up to twice their median time, and with one thread for filling hardly more than the median.
 
     Args:
         threads: CPU threads of the engine.
