@@ -361,9 +361,22 @@ def check_warp(engine: GraphEngine) -> None:
     """
     case = WARP_SELF_TEST
     (warped,) = engine.infer({"image": case.image, "grid": case.grid}).values()
-    error = float(np.abs(warped.astype(np.float32) - case.warped).max())
+    check_warped(warped, f"{engine.name} {engine.precision}")
+
+
+def check_warped(warped: Array, who: str) -> None:
+    """Refuse what an engine made of ``WARP_SELF_TEST`` where it differs from the value worked out by hand.
+
+    Args:
+        warped: (1, 1, H, W).
+        who: engine and precision, for the message.
+
+    Raises:
+        BundleError: if it is off by more than rounding.
+    """
+    error = float(np.abs(warped.astype(np.float32) - WARP_SELF_TEST.warped).max())
     if not error <= _WARP_TOLERANCE:
         raise BundleError(
-            f"{engine.name} {engine.precision} warps wrongly here (off by {error:.2f} on a half-pixel shift, "
-            "as nearest sampling would be); choose another engine or update it"
+            f"{who} warps wrongly here (off by {error:.2f} on a half-pixel shift, as nearest sampling would be); "
+            "choose another engine or update it"
         )
