@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from export.schema import schema_problem
 from fastv2v.config import from_dict
-from fastv2v.data.conditions import ConditionSpec, Encoder
+from fastv2v.data.conditions import MAX_GUIDANCE_LEVELS, ConditionSpec, Encoder
 from fastv2v.errors import BundleError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -228,6 +228,7 @@ SCHEMA: dict[str, Any] = {
                     "encoder": {"enum": list(get_args(Encoder))},
                     "face": {"anyOf": [_OPTIONS, {"type": "null"}]},
                     "pose": {"anyOf": [_OPTIONS, {"type": "null"}]},
+                    "guidance_levels": {"type": "integer", "minimum": 0, "maximum": MAX_GUIDANCE_LEVELS},
                 }
             )
             # Bundles that were written before conditions had an encoder lack the rest.

@@ -53,6 +53,8 @@ class Architecture:
             raise ConfigError("the folder of an architecture names no root and the phase 'train'")
         if self.features.channels and self.stage != "teacher":
             raise ConfigError("only teachers have instance features; set features.channels to 0")
+        if self.features.channels and self.condition.guidance_levels:
+            raise ConfigError("instance features and guidance do not go together; set one of them to 0")
         if self.features.channels and not self.condition.use_instances:
             raise ConfigError(
                 "instance features need label maps with instance maps: give --recipe.data.folder.use-instances, or "

@@ -44,6 +44,9 @@ class Clip:
     flow: Tensor | None = None
     """Flow read from files, (B, T-1, 2, H, W) float32 in pixels: entry t from frame t+1 to frame t. Only clips of
     neighbouring frames have it."""
+    points: tuple[Tensor, ...] | None = None
+    """Which point of the world is seen at which pixel, -1 for none: entry k (B, T, ceil(H / 2^k), ceil(W / 2^k)) int32.
+    Clips of data sets without unprojections have none."""
     info: tuple[ClipInfo, ...] = ()
     """One record per batch entry."""
 
@@ -78,4 +81,5 @@ class Clip:
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Clip:
         names = ("frames", "labels", "instances", "maps", "flow")
         tensors: dict[str, Any] = {k: fn(v) for k in names if (v := getattr(self, k)) is not None}
-        return replace(self, **tensors)
+        points = None if self.points is None else tuple(map(fn, self.points))
+        return replace(self, points=points, **tensors)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastv2v.data.face import FaceConfig
+from fastv2v.data.painter import GUIDANCE_CHANNELS
 from fastv2v.data.pose import PoseConfig, pose_to_float
 from fastv2v.errors import ConfigError, DataError, ShapeError
 
@@ -16,6 +17,9 @@ Encoder = Literal["labels", "maps", "rgb", "face", "pose"]
 """What the channels of a condition show; ``maps``: something else, known to whoever makes them."""
 
 _RGB: Final = 3
+
+MAX_GUIDANCE_LEVELS: Final = 6
+"""Levels an unprojection may have; the coarsest is 1/32 of the frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,9 @@ class ConditionSpec:
     pose: PoseConfig | None = None
     """How pose maps are drawn (encoder ``pose`` only, where ``None`` is the default drawing). Random drops belong to
     training and are left out here."""
+    guidance_levels: int = 0
+    """Levels of guidance, 4 channels each (red, green, blue, mask), behind all others. Encoders leave these channels 0:
+    whoever rolls out renders the painted world into them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -48,6 +55,8 @@ class ConditionSpec:
             raise ConfigError("a label condition needs at least one class name")
         if self.ignore_id is not None and self.ignore_id < 0:
             raise ConfigError(f"ignore_id must be 0 or more, as label maps hold no negative ids; got {self.ignore_id}")
+        if not 0 <= self.guidance_levels <= MAX_GUIDANCE_LEVELS:
+            raise ConfigError(f"guidance_levels is 0 to {MAX_GUIDANCE_LEVELS}, got {self.guidance_levels}")
         if self.kind == "maps" and self.map_channels < 1:
             raise ConfigError(f"a map condition needs map_channels of at least 1, got {self.map_channels}")
         if self.kind == "maps" and self.use_instances:
@@ -83,22 +92,36 @@ class ConditionSpec:
 
     @property
     def channels(self) -> int:
-        """C: channels of one encoded condition."""
+        """C: channels of one encoded condition, guidance included."""
+        return self.given_channels + self.guidance_channels
+
+    @property
+    def given_channels(self) -> int:
+        """Channels that show what is given for each frame; those of the guidance follow them."""
         return self.map_channels if self.kind == "maps" else self.num_classes + int(self.use_instances)
+
+    @property
+    def guidance_channels(self) -> int:
+        """Channels of the guidance, 0 without."""
+        return GUIDANCE_CHANNELS * self.guidance_levels
 
     def describe(self) -> str:
         """What a generator with this condition wants to be given, in a few words, for messages."""
+        levels = f"{self.guidance_levels} level{'s' if self.guidance_levels > 1 else ''}"
+        return self._describe_given() + (f" and guidance of {levels}" if self.guidance_levels else "")
+
+    def _describe_given(self) -> str:
         if self.face is not None:
             maps = "curves and distances" if self.face.distance_maps else "curves"
             around = " with background edges" if self.face.background == "canny" else ""
-            return f"face maps ({maps}{around}, {self.channels} channels)"
+            return f"face maps ({maps}{around}, {self.given_channels} channels)"
         if self.pose is not None:
             parts = [("DensePose", self.pose.densepose), ("OpenPose", self.pose.openpose)]
-            return f"pose maps ({' and '.join(name for name, used in parts if used)}, {self.channels} channels)"
+            return f"pose maps ({' and '.join(name for name, used in parts if used)}, {self.given_channels} channels)"
         if self.encoder == "rgb":
             return "colour images"
         if self.kind == "maps":
-            return f"maps of {self.channels} channels"
+            return f"maps of {self.given_channels} channels"
         names = ", ".join(self.class_names[:5]) + (", ..." if self.num_classes > 5 else "")
         return f"label maps of {self.num_classes} classes ({names}){' with instances' if self.use_instances else ''}"
 
@@ -201,7 +224,8 @@ def encode_condition_numpy(
         out: (C, H, W) to write into and return, contiguous; a new array by default.
 
     Returns:
-        (C, H, W) float32: one-hot labels, then the instance edge channel; or the maps as they are.
+        (C, H, W) float32: one-hot labels, then the instance edge channel; or the maps as they are. Guidance channels
+        follow, all 0.
 
     Raises:
         DataError: if a label id is out of range or a needed map is missing.
@@ -211,9 +235,11 @@ def encode_condition_numpy(
         if maps is None or maps.ndim != 3 or maps.shape[0] != spec.map_channels:
             got = "none" if maps is None else str(maps.shape)
             raise ShapeError(f"{where}: expected maps of shape ({spec.map_channels}, H, W), got {got}")
-        if out is None:
+        if out is None and not spec.guidance_levels:
             return np.ascontiguousarray(maps, dtype=np.float32)
-        out[:] = maps
+        out = np.empty((spec.channels, *maps.shape[1:]), np.float32) if out is None else out
+        out[: spec.given_channels] = maps
+        out[spec.given_channels :] = 0
         return out
     if labels is None:
         raise DataError(f"{where}: a label map is needed and none was given")

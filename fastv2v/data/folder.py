@@ -7,8 +7,8 @@ Two layouts are understood; ``<sequence>`` may be nested, and each directory tha
 
 A holds label maps (or condition images), B frames, inst instance maps. Faces and poses have their frames in ``img``
 and what a detector saw in ``keypoints`` (``.txt``), or in ``openpose`` (``.json``) and ``densepose``. ``flow`` may hold
-optical flow. Files belong together when sequence and file stem are the same, apart from the endings ``_keypoints`` and
-``_IUV`` that OpenPose and DensePose give theirs.
+optical flow, and ``unprojections`` which point of the world is seen at which pixel. Files belong together when sequence
+and file stem are the same, apart from the endings ``_keypoints`` and ``_IUV`` that OpenPose and DensePose give theirs.
 
 ``fastv2v pack`` puts all of this into one database, which is read like a folder (``fastv2v.data.packed``). In place of
 a folder, a JSON file may name the directories of each sequence (``fastv2v.data.manifest``).
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastv2v.data.classes import ClassPreset, ClassTable, generic_classes, preset_classes, read_classes
-from fastv2v.data.conditions import ConditionSpec
+from fastv2v.data.conditions import MAX_GUIDANCE_LEVELS, ConditionSpec
 from fastv2v.data.face import FaceConfig
 from fastv2v.data.images import IMAGE_SUFFIXES, image_size, read_label
 from fastv2v.data.manifest import list_manifest, read_manifest
@@ -35,7 +35,16 @@ from fastv2v.data.modalities import Phase as Phase
 from fastv2v.data.packed import data_path
 from fastv2v.data.pose import PoseConfig
 from fastv2v.data.reader import FrameReader as FrameReader
-from fastv2v.data.sequences import Listing, Missing, cut_at_gaps, drop_empty, face_box, pair_files, settle_gaps
+from fastv2v.data.sequences import (
+    Listing,
+    Missing,
+    cut_at_gaps,
+    drop_empty,
+    face_box,
+    pair_files,
+    settle_gaps,
+    warn_without_points,
+)
 from fastv2v.data.sequences import Sequence as Sequence
 from fastv2v.data.sequences import by_number as by_number
 from fastv2v.data.transforms import GeometryConfig
@@ -80,6 +89,10 @@ class FolderConfig:
     together. ``skip``: cut the sequence there."""
     flow_files: bool = False
     """Read the flow from each frame to the one before from files, instead of estimating it."""
+    guidance_levels: int = 0
+    """Levels of guidance from the painted world, each half the size of the one before; 0 for none. Reads which point of
+    the world is seen at which pixel from ``<phase>_unprojections`` (``fastv2v unproject``); frames without such a file
+    get no guidance. Crops then begin at multiples of 2^(levels - 1) pixels."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", data_path(self.root))
@@ -98,6 +111,12 @@ class FolderConfig:
         if self.test_tail < 0:
             raise ConfigError(f"test_tail must be 0 or more, got {self.test_tail}")
         self._refuse_settings_of_others()
+        if not 0 <= self.guidance_levels <= MAX_GUIDANCE_LEVELS:
+            raise ConfigError(f"guidance_levels is 0 to {MAX_GUIDANCE_LEVELS}, got {self.guidance_levels}")
+        if self.guidance_levels and self.condition == "face":
+            raise ConfigError(
+                "faces are cut out and move with the head; set guidance_levels to 0 for the condition face"
+            )
         if self.phase == "test" and self.geometry.is_random:
             raise ConfigError(f"geometry mode '{self.geometry.mode}' is random and the phase 'test' must not be")
 
@@ -135,7 +154,8 @@ class FolderConfig:
             "face": ("keypoints",),
             "pose": tuple(name for name in ("densepose", "openpose") if getattr(self.pose, name)),
         }
-        return ("frames", *chosen[self.condition], *(("flow",) if self.flow_files else ()))
+        further = {"flow": self.flow_files, "unprojections": self.guidance_levels > 0}
+        return ("frames", *chosen[self.condition], *(name for name, is_read in further.items() if is_read))
 
 
 @dataclass(frozen=True)
@@ -201,6 +221,7 @@ def open_folder(config: FolderConfig) -> VideoFolder:
     elif config.test_tail:
         sequences = _split_tail(config, sequences)
     sequences = cut_at_gaps(sequences)
+    warn_without_points(config.root, sequences)
     if not sequences:
         raise DataError(f"{config.root}: nobody was detected in any frame; run the detector again")
     if config.condition == "face":
@@ -208,7 +229,12 @@ def open_folder(config: FolderConfig) -> VideoFolder:
             face_box(sequence, image_size(sequence.path("frames", 0)))
     if config.condition == "labels":
         classes = _resolve_classes(config)
-        spec = ConditionSpec(class_names=classes.names, use_instances=config.use_instances, ignore_id=config.ignore_id)
+        spec = ConditionSpec(
+            class_names=classes.names,
+            use_instances=config.use_instances,
+            ignore_id=config.ignore_id,
+            guidance_levels=config.guidance_levels,
+        )
         return VideoFolder(config, sequences, spec, classes)
     return VideoFolder(config, sequences, _map_spec(config), None)
 
@@ -216,9 +242,13 @@ def open_folder(config: FolderConfig) -> VideoFolder:
 def _map_spec(config: FolderConfig) -> ConditionSpec:
     if config.condition == "face":
         return ConditionSpec(kind="maps", map_channels=config.face.channels, encoder="face", face=config.face)
+    levels = config.guidance_levels
     if config.condition == "pose":
-        return ConditionSpec(kind="maps", map_channels=config.pose.channels, encoder="pose", pose=config.pose)
-    return ConditionSpec(kind="maps", map_channels=3, encoder="rgb")
+        channels = config.pose.channels
+        return ConditionSpec(
+            kind="maps", map_channels=channels, encoder="pose", pose=config.pose, guidance_levels=levels
+        )
+    return ConditionSpec(kind="maps", map_channels=3, encoder="rgb", guidance_levels=levels)
 
 
 def has_phase(config: FolderConfig, phase: Phase) -> bool:
@@ -287,6 +317,7 @@ def _directories(config: FolderConfig, phase: Phase) -> dict[str, Path]:
         raise DataError(
             f"{config.root}: the folder{'s' if several else ''} {' and '.join(map(str, missing))} "
             f"{'are' if several else 'is'} missing; {_convention(config, phase)}{_hint(config)}"
+            + ("; make unprojections: fastv2v unproject" if missing[-1].name.endswith("unprojections") else "")
         )
     return directories
 

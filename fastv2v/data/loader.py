@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastv2v.data.clip import Clip, ClipInfo
 from fastv2v.data.conditions import maps_to_float
-from fastv2v.data.folder import FrameReader, VideoFolder
+from fastv2v.data.folder import FolderConfig, FrameReader, VideoFolder
 from fastv2v.data.pose import PoseDrop, draw_drop
+from fastv2v.data.reader import points_key
 from fastv2v.data.sampling import (
     SamplingConfig,
     draw_sequence,
@@ -72,6 +73,7 @@ def read_clip(
         instances=torch.from_numpy(arrays["instances"].astype(np.int32))[None] if "instances" in arrays else None,
         maps=torch.from_numpy(maps_to_float(folder.spec, arrays["maps"]))[None] if "maps" in arrays else None,
         flow=torch.from_numpy(np.moveaxis(arrays["flow"], -1, 1).copy())[None] if "flow" in arrays else None,
+        points=_points_to_tensors(arrays, folder.config.guidance_levels),
         info=(info,),
     )
 
@@ -106,7 +108,7 @@ def read_sequence(
     stop = len(sequence) if stop is None else stop
     if not start < stop <= len(sequence):
         raise DataError(f"there are no frames {start}:{stop} in sequence '{sequence.name}' of {len(sequence)} frames")
-    geometry = draw_geometry(folder.config.geometry, size, None, "test")
+    geometry = draw_geometry(folder.config.geometry, size, None, "test", multiple=_multiple(folder.config))
     return read_clip(folder, sequence_index, range(start, stop), geometry, reader=reader)
 
 
@@ -142,6 +144,7 @@ def collate_clips(clips: Sequence[Clip]) -> Clip:
         instances=joined("instances"),
         maps=joined("maps"),
         flow=joined("flow"),
+        points=_joined_points(clips),
         info=tuple(info for clip in clips for info in clip.info),
     )
 
@@ -304,7 +307,8 @@ class _Batches(Dataset[Any]):
         request = draw_window(self.sampling, sequence, self.folder.lengths[sequence], num_frames, rng)
         config = self.folder.config
         size = self.reader.image_size(request.sequence, request.start)
-        geometry = draw_geometry(config.geometry, size, rng, config.phase, scale=scale)
+        multiple = _multiple(config)
+        geometry = draw_geometry(config.geometry, size, rng, config.phase, scale=scale, multiple=multiple)
         flip = request.flip and config.phase == "train" and config.condition != "pose"
         drops = self._drops(len(request.indices), rng)
         return read_clip(
@@ -325,6 +329,22 @@ def _images_to_tensor(images: NDArray[np.uint8]) -> Tensor:
     """(T, H, W, 3) of 0 to 255 -> (1, T, 3, H, W) float32 in [-1, 1]."""
     frames_TCHW = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     return frames_TCHW.float().div_(127.5).sub_(1.0)[None]
+
+
+def _multiple(config: FolderConfig) -> int:
+    """Crops begin where a pixel of the coarsest level begins."""
+    return 2 ** max(config.guidance_levels - 1, 0)
+
+
+def _points_to_tensors(arrays: Mapping[str, NDArray[Any]], levels: int) -> tuple[Tensor, ...] | None:
+    """Point ids of each level, (T, h, w) -> (1, T, h, w)."""
+    return tuple(torch.from_numpy(arrays[points_key(k)])[None] for k in range(levels)) or None
+
+
+def _joined_points(clips: Sequence[Clip]) -> tuple[Tensor, ...] | None:
+    """Point ids of clips that all have them, level by level."""
+    given = [clip.points for clip in clips if clip.points is not None]
+    return tuple(torch.cat(level) for level in zip(*given, strict=True)) or None
 
 
 def _labels_to_tensor(labels: NDArray[np.integer[Any]], folder: VideoFolder) -> Tensor:

@@ -48,11 +48,15 @@ MODALITIES: Final[Mapping[str, Modality]] = {
     "densepose": Modality("densepose", "densepose", "DensePose map", "label", IMAGE_SUFFIXES, "_IUV"),
     "openpose": Modality("openpose", "openpose", "OpenPose file", "label", (".json",), "_keypoints"),
     "flow": Modality("flow", "flow", "flow file", "flow", (".npz", ".flo")),
+    "unprojections": Modality("unprojections", "unprojections", "unprojection file", "label", (".npz", ".pkl")),
 }
 """Every kind of file: those of a ``Clip`` field by its name, and those from which its maps are drawn."""
 
 MAY_LACK: Final = ("keypoints", "densepose", "openpose")
 """What a detector makes of a frame, or fails to."""
+
+OPTIONAL: Final = ("unprojections",)
+"""What a frame may be without: where no geometry is known, nothing is painted."""
 
 
 def place_of(modality: str, condition: Condition) -> Modality:

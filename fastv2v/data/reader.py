@@ -24,7 +24,8 @@ from fastv2v.data.pose import (
     read_openpose,
 )
 from fastv2v.data.sequences import face_box
-from fastv2v.data.transforms import Geometry, Size, crop_and_flip, resize
+from fastv2v.data.transforms import Geometry, Size, crop_and_flip, resize, take_points
+from fastv2v.data.unprojection import read_unprojection
 from fastv2v.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 _DRAWN = ("keypoints", "densepose", "openpose")
 """What makes the channels of ``maps``, in their order."""
+
+
+def points_key(level: int) -> str:
+    """Under which name point ids of a level are given by ``FrameReader.read``."""
+    return f"points{level}"
 
 
 class FrameReader:
@@ -82,7 +88,8 @@ class FrameReader:
         Returns:
             ``frames`` (T, H, W, 3) uint8 and, as the data set has them, ``labels`` and ``instances`` (T, H, W)
             integers, ``maps`` (T, H, W, C) uint8, and, where the frames are neighbours, ``flow`` (T-1, H, W, 2)
-            float32: entry t from frame t+1 to frame t.
+            float32: entry t from frame t+1 to frame t. Of each level k of guidance, point ids under ``points_key(k)``,
+            (T, ceil(H / 2^k), ceil(W / 2^k)) int32, all -1 where a frame has no unprojection.
 
         Raises:
             DataError: if a file is damaged, differs in size from its neighbours or counterparts, or holds an unknown
@@ -95,6 +102,10 @@ class FrameReader:
             drop = None if drops is None else drops[position]
             for modality in modalities:
                 if modality == "flow" and not (position and neighbours):
+                    continue
+                if modality == "unprojections":
+                    for key, ids in self._points(sequence, index, geometry, flip).items():
+                        stacks.setdefault(key, []).append(ids)
                     continue
                 image = self._scaled(sequence, modality, index, geometry, drop)
                 window = crop_and_flip(geometry, image, MODALITIES[modality].kind, flip=flip)
@@ -123,6 +134,34 @@ class FrameReader:
         # Parts are emptied pixel by pixel, so that it may be done after the nearest pixel was taken.
         where = str(self._path(sequence, modality, frame))
         return prepare_densepose(scaled, self._folder.config.pose, where, drop=drop)
+
+    def _points(self, sequence: int, frame: int, geometry: Geometry, flip: bool) -> dict[str, NDArray[np.int32]]:
+        """Point ids of each level of guidance."""
+        levels = range(self._folder.config.guidance_levels)
+        if self._folder.sequences[sequence].files["unprojections"][frame] is None:
+            height, width = geometry.size
+            return {points_key(k): np.full((-(-height >> k), -(-width >> k)), -1, np.int32) for k in levels}
+        stored = self._stored_points(sequence, frame)
+        return {points_key(k): take_points(geometry, stored, k, flip=flip) for k in levels}
+
+    def _stored_points(self, sequence: int, frame: int) -> list[NDArray[np.int32]]:
+        """All levels of a file; each is kept on its own, and read again together where one is gone."""
+        key = (sequence, "unprojections", frame)
+        sizes = self._cache.get(key)
+        kept = [self._cache.get((*key, level)) for level in range(0 if sizes is None else len(sizes))]
+        levels = [level for level in kept if level is not None]
+        if sizes is not None and len(levels) == len(sizes):
+            return levels
+        path = self._path(sequence, "unprojections", frame)
+        stored = read_unprojection(path)
+        if len(stored) < self._folder.config.guidance_levels:
+            raise DataError(
+                f"{path} has {len(stored)} levels and guidance_levels is {self._folder.config.guidance_levels}; ask "
+                "for fewer, or make it again: fastv2v unproject --levels"
+            )
+        _check_size(path, stored[0], self._path(sequence, "frames", frame), self._frame_size(sequence, frame))
+        self._cache.put(key, np.array([level.shape for level in stored]))
+        return [self._cache.put((*key, k), level) for k, level in enumerate(stored)]
 
     def _cropped(self, sequence: int, modality: str, frame: int) -> NDArray[Any]:
         whole = self._whole(sequence, modality, frame)

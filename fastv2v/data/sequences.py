@@ -15,7 +15,7 @@ from typing import Literal
 
 from fastv2v.data.face import CropBox, MissingFace, Size, check_in_frame, face_crop, read_landmarks
 from fastv2v.data.images import image_size, read_bytes
-from fastv2v.data.modalities import MAY_LACK, MODALITIES
+from fastv2v.data.modalities import MAY_LACK, MODALITIES, OPTIONAL
 from fastv2v.data.pose import MissingPose, check_people_in_frame, read_openpose
 from fastv2v.errors import DataError
 
@@ -42,8 +42,8 @@ class Sequence:
     stems: tuple[str, ...]
     """File names without extension, in order."""
     files: Mapping[str, tuple[Path | None, ...]]
-    """Files of each modality, in the order of ``stems``. Once a data set is open, only flow files may be ``None``, and
-    only that of the first frame, which is not needed."""
+    """Files of each modality, in the order of ``stems``. Once a data set is open, only unprojections may be ``None``,
+    and the flow file of the first frame, which is not needed."""
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -81,7 +81,8 @@ def pair_files(root: Path, found: Mapping[str, Listing]) -> tuple[Sequence, ...]
         found: files of each modality.
 
     Returns:
-        The sequences by name; ``None`` stands for what a detector did not give (``MAY_LACK``).
+        The sequences by name; ``None`` stands for what a detector did not give (``MAY_LACK``) and for what a frame may
+        be without (``OPTIONAL``).
 
     Raises:
         DataError: if there is no sequence, one is empty, or other files have no counterpart.
@@ -102,7 +103,7 @@ def _pair_one(root: Path, name: str, files: Mapping[str, Mapping[str, Path]]) ->
     lacks = [
         text
         for modality, paths in files.items()
-        if modality not in MAY_LACK and (text := _lack(modality, files, stems))
+        if modality not in (*MAY_LACK, *OPTIONAL) and (text := _lack(modality, files, stems))
     ]
     if lacks:
         raise DataError(
@@ -261,6 +262,25 @@ def cut_at_gaps(sequences: Iterable[Sequence]) -> tuple[Sequence, ...]:
             run = sequence.take(start, stop)
             pieces.append(Sequence(f"{sequence.name}#{number}", run.stems, run.files))
     return tuple(pieces)
+
+
+def warn_without_points(root: Path, sequences: tuple[Sequence, ...]) -> None:
+    """Say, with one warning, how many frames have no unprojection file and so get no guidance."""
+    lacking = {
+        s.name: [stem for stem, path in zip(s.stems, s.files["unprojections"], strict=True) if path is None]
+        for s in sequences
+        if "unprojections" in s.files
+    }
+    total = sum(len(s) for s in sequences)
+    if missing := sum(map(len, lacking.values())):
+        named = [f"{len(stems)} in sequence '{name}' ({_first(stems)})" for name, stems in lacking.items() if stems]
+        logger.warning(
+            "%s: %d of %d frames have no unprojection file and get no guidance: %s; make them: fastv2v unproject",
+            root,
+            missing,
+            total,
+            _first(named),
+        )
 
 
 def _first(names: list[str]) -> str:

@@ -5,6 +5,8 @@ The modes and their arithmetic are vid2vid's, so that its published settings kee
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -139,6 +141,7 @@ def draw_geometry(
     phase: str = "train",
     *,
     scale: int | None = None,
+    multiple: int = 1,
 ) -> Geometry:
     """Decide scale and crop, once for a clip.
 
@@ -153,6 +156,7 @@ def draw_geometry(
         rng: where a random crop comes from; not used outside of training.
         phase: ``train`` or any other.
         scale: length drawn by ``draw_scale`` for the batch; drawn here when ``None``.
+        multiple: crops begin at a multiple of so many pixels, the one above and to the left of what was drawn.
 
     Returns:
         The geometry of this clip.
@@ -189,7 +193,7 @@ def draw_geometry(
     return Geometry(
         source=image_size,
         resized=(scaled_h, scaled_w),
-        offset=(top, left + first),
+        offset=(top - top % multiple, left + first - (left + first) % multiple),
         size=(crop_h, last - first),
         interpolation=config.interpolation,
     )
@@ -244,6 +248,44 @@ def crop_and_flip(
     if not flip:
         return window
     return window[:, ::-1] * np.array((-1, 1), dtype=image.dtype) if kind == "flow" else window[:, ::-1]
+
+
+def take_points(
+    geometry: Geometry, levels: Sequence[NDArray[np.int32]], level: int, *, flip: bool = False
+) -> NDArray[np.int32]:
+    """What ``apply_geometry`` is for images, for one level of a pyramid of point ids.
+
+    Each pixel takes the id under its centre. A shrunken frame is served by the stored level of its own scale, not by
+    every n-th pixel of a finer one, which would leave more holes.
+
+    Args:
+        geometry: what is done to the frame.
+        levels: stored point ids; level j is (H, W) / 2^j of ``geometry.source``, either rounding.
+        level: k, which level of the result.
+        flip: mirror left and right.
+
+    Returns:
+        Ids (ceil(h / 2^k), ceil(w / 2^k)) of ``geometry.size`` (h, w), contiguous.
+
+    Raises:
+        ShapeError: if level 0 is of another size than the geometry was drawn for.
+    """
+    if levels[0].shape != geometry.source:
+        raise ShapeError(f"geometry was drawn for images of {geometry.source}, got point ids of {levels[0].shape}")
+    shrinking = min(source / scaled for source, scaled in zip(geometry.source, geometry.resized, strict=True))
+    stored = min(max(math.floor(level + math.log2(shrinking)), 0), len(levels) - 1)
+    chosen = levels[stored]
+    indices = []
+    for axis in (0, 1):
+        length = geometry.size[axis]
+        # Twice the place of each centre in the crop, so that all is in whole numbers.
+        centres = (2 * np.arange(-(-length >> level)) + 1) << level
+        if flip and axis == 1:
+            centres = 2 * length - centres
+        centres = np.maximum(centres + 2 * geometry.offset[axis], 0)
+        index = centres * geometry.source[axis] // (2 * geometry.resized[axis] << stored)
+        indices.append(np.minimum(index, chosen.shape[axis] - 1))
+    return np.ascontiguousarray(chosen[np.ix_(*indices)])
 
 
 def _round_to(length: int, multiple: int) -> int:

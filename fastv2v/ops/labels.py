@@ -52,11 +52,20 @@ def instance_edges(instances: Tensor) -> Tensor:
 
 
 def encode_clip(spec: ConditionSpec, clip: Clip) -> Tensor:
-    """Encode the conditions of a clip: (B, T, C, H, W) float32.
+    """Encode the conditions of a clip: (B, T, C, H, W) float32; channels of the guidance are last, and 0.
 
     Raises:
         DataError: if the clip lacks a map that the condition needs.
     """
+    given = _encode_given(spec, clip)
+    if not spec.guidance_levels:
+        return given
+    guidance = given.new_zeros(*given.shape[:2], spec.guidance_channels, *given.shape[3:])
+    return torch.cat([given, guidance], dim=2)
+
+
+def _encode_given(spec: ConditionSpec, clip: Clip) -> Tensor:
+    """All channels but those of the guidance."""
     if spec.kind == "maps":
         if clip.maps is None or clip.maps.shape[2] != spec.map_channels:
             raise DataError(f"the condition needs maps with {spec.map_channels} channels and the clip has none such")
@@ -90,7 +99,7 @@ def condition_pictures(spec: ConditionSpec, clip: Clip, palette: NDArray[np.uint
     """
     if spec.kind == "labels":
         return _label_pictures(spec, clip, palette)
-    maps = encode_clip(spec, clip)
+    maps = _encode_given(spec, clip)
     if spec.pose is not None:
         return _pose_pictures(maps, spec.pose)
     if spec.encoder == "rgb":
@@ -102,7 +111,7 @@ def condition_pictures(spec: ConditionSpec, clip: Clip, palette: NDArray[np.uint
 def _label_pictures(spec: ConditionSpec, clip: Clip, palette: NDArray[np.uint8] | Sequence[Sequence[int]]) -> Tensor:
     if len(palette) != spec.num_classes:
         raise ConfigError(f"the palette has {len(palette)} colours and the condition {spec.num_classes} classes")
-    channels = encode_clip(spec, clip)
+    channels = _encode_given(spec, clip)
     colours = torch.as_tensor(np.asarray(palette, dtype=np.float32), device=channels.device) / 127.5
     pictures = torch.einsum("btlhw,lc->btchw", channels[:, :, : spec.num_classes], colours) - 1
     return torch.where(channels[:, :, -1:] > 0, 1.0, pictures) if spec.use_instances else pictures

@@ -1,0 +1,182 @@
+"""Unprojections: which point of the world is seen at which pixel of a frame. Read and written; torch-free.
+
+In memory each level is a map of point ids, int32 (H / 2^k, W / 2^k) rounded up, -1 where no point is known. The same
+point has the same id in every frame and at every level of a sequence. On disk ours is ``.npz``:
+
+    ``sizes``             (levels, 2) uint32: (height, width) of each level, finest first
+    ``pixel0``, ...       (n,) uint32: row * width + column of each mapped pixel of level 0, ...
+    ``point0``, ...       (n,) uint32: the id of the point seen there
+
+imaginaire's ``.pkl`` is read and written by ``fastv2v.data.plain_pickle``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastv2v.data.images import read_bytes
+from fastv2v.errors import DataError
+
+Levels = tuple[NDArray[np.int32], ...]
+"""Point ids of each level, finest first."""
+
+MAX_POINTS: Final = 2**26
+"""Ids lie below this: a painted world holds a colour for each."""
+MAX_SIDE: Final = 16384
+"""Longest side of a frame, in pixels."""
+
+_MAX_LEVELS: Final = 16
+_NOUN: Final = "unprojection file"
+_HINT: Final = "make it again: fastv2v unproject --overwrite"
+
+
+def read_unprojection(path: Path) -> Levels:
+    """Read which point is seen at which pixel.
+
+    Args:
+        path: ``.npz`` of our own.
+
+    Returns:
+        Point ids of each level, (H / 2^k, W / 2^k) int32, -1 for none.
+
+    Raises:
+        DataError: if the file is missing, damaged, or holds anything else.
+    """
+    return _parse_npz(path, read_bytes(path, _NOUN))
+
+
+def write_unprojection(path: Path, levels: Sequence[NDArray[np.integer[Any]]]) -> None:
+    """Write which point is seen at which pixel; the file appears whole or not at all.
+
+    Args:
+        path: ``.npz``.
+        levels: point ids of each level, finest first; negative for none.
+
+    Raises:
+        DataError: if a level has another size than half of the one before, or an id is too large.
+    """
+    checked = check_levels([np.asarray(level) for level in levels], str(path))
+    arrays: dict[str, NDArray[Any]] = {"sizes": np.array([level.shape for level in checked], np.uint32)}
+    for k, ids in enumerate(checked):
+        pixels = np.flatnonzero(ids >= 0)
+        arrays[f"pixel{k}"] = pixels.astype(np.uint32)
+        arrays[f"point{k}"] = ids.ravel()[pixels].astype(np.uint32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(buffer.getvalue())
+    os.replace(partial, path)
+
+
+def check_levels(levels: Sequence[NDArray[np.integer[Any]]], where: str) -> Levels:
+    """Levels of point ids that are known to fit together.
+
+    Args:
+        levels: point ids, finest first; every negative id is none.
+        where: file or frame, for messages.
+
+    Returns:
+        The same as int32, with -1 for none.
+
+    Raises:
+        DataError: if there is none or too many, a level is no map, is larger than a frame may be, or has another size
+            than half of the one before, or an id is too large.
+    """
+    if not 1 <= len(levels) <= _MAX_LEVELS:
+        raise DataError(f"{where}: an unprojection has 1 to {_MAX_LEVELS} levels, got {len(levels)}")
+    check_sizes([level.shape for level in levels], where)
+    for k, level in enumerate(levels):
+        if level.size and int(level.max()) >= MAX_POINTS:
+            raise DataError(f"{where}: point id {int(level.max())} at level {k} is not below {MAX_POINTS}; number anew")
+    return tuple(np.maximum(level, -1).astype(np.int32, copy=False) for level in levels)
+
+
+def check_sizes(sizes: Sequence[tuple[int, ...]], where: str) -> None:
+    """Refuse sizes (height, width) that are not each half of the one before, rounded either way.
+
+    Raises:
+        DataError: if they are not.
+    """
+    for k, size in enumerate(sizes):
+        if len(size) != 2 or not 1 <= min(size) <= max(size) <= MAX_SIDE:
+            raise DataError(f"{where}: level {k} has size {size}; expected (height, width) of 1 to {MAX_SIDE} pixels")
+        wanted = [{max(side >> k, 1), -(-side >> k)} for side in sizes[0]]
+        if any(side not in either for side, either in zip(size, wanted, strict=True)):
+            raise DataError(
+                f"{where}: level {k} is {size[1]}x{size[0]} and level 0 {sizes[0][1]}x{sizes[0][0]} pixels; every "
+                f"level is half the size of the one before: {_HINT}"
+            )
+
+
+def dense_level(
+    pixels: NDArray[np.integer[Any]], points: NDArray[np.integer[Any]], size: tuple[int, int], where: str
+) -> NDArray[np.int32]:
+    """A map of point ids from its entries.
+
+    Args:
+        pixels: row * width + column, (n,).
+        points: the id at each, (n,).
+        size: (height, width).
+        where: file and level, for messages.
+
+    Returns:
+        (height, width) int32, -1 for none.
+
+    Raises:
+        DataError: if the two differ in length, a pixel lies outside or comes twice, or an id is out of range.
+    """
+    if pixels.shape != points.shape:
+        raise DataError(f"{where}: {len(pixels)} pixels and {len(points)} points; {_HINT}")
+    if len(pixels) and not 0 <= int(pixels.min()) <= int(pixels.max()) < size[0] * size[1]:
+        raise DataError(f"{where}: a pixel lies outside of {size[1]}x{size[0]}; {_HINT}")
+    if len(points) and not 0 <= int(points.min()) <= int(points.max()) < MAX_POINTS:
+        raise DataError(f"{where}: a point id is not in 0 to {MAX_POINTS - 1}; {_HINT}")
+    ids = np.full(size, -1, np.int32)
+    ids.ravel()[pixels] = points
+    if np.count_nonzero(ids >= 0) != len(pixels):
+        raise DataError(f"{where}: a pixel comes twice; {_HINT}")
+    return ids
+
+
+def _parse_npz(path: Path, data: bytes) -> Levels:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            sizes = _read_array(archive, "sizes", 2 * _MAX_LEVELS).reshape(-1, 2)
+            shapes = [(int(height), int(width)) for height, width in sizes]
+            check_sizes(shapes, str(path))
+            entries = [
+                tuple(_read_array(archive, f"{name}{k}", height * width) for name in ("pixel", "point"))
+                for k, (height, width) in enumerate(shapes)
+            ]
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path}: the unprojection file is damaged or of another kind ({error}); {_HINT}") from error
+    if not shapes:
+        raise DataError(f"{path}: an unprojection has at least one level; {_HINT}")
+    return tuple(
+        dense_level(*pair, size, f"{path}, level {k}")
+        for k, (pair, size) in enumerate(zip(entries, shapes, strict=True))
+    )
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, max_items: int) -> NDArray[np.uint32]:
+    """One array; its length is known before anything is unpacked, so that no file asks for more memory than it may."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.file_size > 4 * max_items + 256:
+        raise ValueError(f"'{name}' holds more than {max_items} numbers")
+    content = io.BytesIO(archive.read(info))
+    if np.lib.format.read_magic(content) != (1, 0):
+        raise ValueError(f"'{name}' is of another version")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+    values = content.read()
+    if dtype != np.dtype("<u4") or len(values) != 4 * int(np.prod(shape, dtype=object)):
+        raise ValueError(f"'{name}' holds {dtype} of shape {shape} in {len(values)} bytes, expected uint32")
+    return np.frombuffer(values, "<u4")
