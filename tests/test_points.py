@@ -12,6 +12,7 @@ from fastv2v.data.folder import FolderConfig, open_folder
 from fastv2v.data.loader import ClipLoader, collate_clips, read_sequence
 from fastv2v.data.sampling import SamplingConfig
 from fastv2v.data.transforms import GeometryConfig, apply_geometry, draw_geometry, take_points
+from fastv2v.data.unprojection import pyramid as make_pyramid
 from fastv2v.data.unprojection import read_unprojection, write_unprojection
 from fastv2v.errors import ConfigError, DataError, ShapeError
 from fastv2v.ops.labels import condition_pictures, encode_clip
@@ -188,6 +189,29 @@ class TestConditions:
     def test_levels_out_of_range_are_refused(self):
         with pytest.raises(ConfigError, match="0 to 6"):
             ConditionSpec(class_names=("a",), guidance_levels=-1)
+
+
+class TestPyramid:
+    def test_a_coarse_pixel_takes_a_point_of_its_block_and_the_nearest_surface(self):
+        ids = np.array([[5, 2, -1, 7], [3, 9, -1, -1]], np.int32)
+        depth = np.array([[1.0, 4.0, 1, 2], [1.01, 1.5, 1, 1]])
+        level = make_pyramid(ids, depth, 2)[1]
+        assert level.tolist() == [[3, 7]], "2 lies behind; of 5 and 3 on one surface 3 was seen first"
+
+    def test_an_empty_block_stays_a_hole_and_small_frames_have_fewer_levels(self):
+        levels = make_pyramid(np.full((4, 6), -1), np.ones((4, 6)))
+        assert [level.shape for level in levels] == [(4, 6), (2, 3), (1, 2)]
+        assert all((level == -1).all() for level in levels)
+
+    def test_coverage_grows_where_every_second_pixel_would_keep_it(self):
+        rng = np.random.default_rng(0)
+        ids = np.where(rng.random((64, 64)) < 0.33, rng.integers(0, 999, (64, 64)), -1)
+        shares = [(level >= 0).mean() for level in make_pyramid(ids, np.ones((64, 64)), 3)]
+        assert shares[1] > 0.75 and shares[2] > 0.99
+
+    def test_depth_of_another_size_is_refused(self):
+        with pytest.raises(DataError, match="one size"):
+            make_pyramid(np.zeros((4, 4)), np.zeros((4, 5)))
 
 
 class TestFile:

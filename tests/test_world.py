@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from fastv2v.data import painter
+from fastv2v.data.unprojection import read_unprojection
 from fastv2v.data.world import CLASS_NAMES, PALETTE, WorldConfig, render_clip, write_world
 from fastv2v.data.world import write as world_write
 from fastv2v.data.world.atlas import build_atlas
@@ -303,3 +305,73 @@ class TestWrite:
         files = sorted(p.relative_to(here) for p in here.rglob("*") if p.is_file())
         assert files == sorted(p.relative_to(there) for p in there.rglob("*") if p.is_file())
         assert all((here / p).read_bytes() == (there / p).read_bytes() for p in files)
+
+
+class TestPoints:
+    @pytest.fixture(scope="class")
+    def returning(self):
+        config = WorldConfig(size=(64, 128), num_frames=7, camera="return", cars=0, people=0)
+        return list(render_clip(config, 1, points=True))
+
+    def test_every_surface_has_a_point_and_sky_has_none(self, returning):
+        for frame in returning:
+            assert np.array_equal(frame.points >= 0, np.isfinite(frame.depth))
+
+    def test_points_are_not_numbered_unless_asked_for(self, drive):
+        assert all(frame.points is None for frame in drive)
+
+    def test_numbers_leave_no_gap_and_follow_time(self, returning):
+        met = 0
+        for frame in returning:
+            ids = np.unique(frame.points[frame.points >= 0])
+            assert np.array_equal(ids[ids >= met], np.arange(met, max(met, ids.max() + 1)))
+            met = max(met, ids.max() + 1)
+
+    def test_a_camera_that_is_back_sees_the_same_points(self, returning):
+        assert np.array_equal(returning[0].points, returning[-1].points)
+        assert np.array_equal(returning[1].points, returning[-2].points)
+
+    def test_a_point_stays_where_it_is_in_the_world(self, returning):
+        """Every pixel of one id lies within the reach of its cell, whichever frame shows it."""
+        places = {}
+        for frame in returning:
+            rows, columns = np.nonzero((frame.points >= 0) & (frame.depth < 40))
+            k, depth = frame.intrinsics, frame.depth[rows, columns].astype(float)
+            rays = np.stack([(columns - k[0, 2]) / k[0, 0], (rows - k[1, 2]) / k[1, 1], np.ones(len(rows))], -1)
+            world = (rays * depth[:, None]) @ frame.camera_to_world[:3, :3].T + frame.camera_to_world[:3, 3]
+            for point, at, z in zip(frame.points[rows, columns].tolist(), world, depth, strict=True):
+                first, near = places.setdefault(point, (at, z))
+                footprint = max(z, near) / k[0, 0]
+                assert np.abs(at - first).max() < 6 * footprint * max(max(z, near) / 1.5, 1)
+        assert len(places) > 5000
+
+    def test_painted_colours_come_back_at_their_points(self, returning):
+        world, errors = painter.empty_world(), []
+        for frame in returning:
+            picture = frame.frame.transpose(2, 0, 1) / np.float32(127.5) - 1
+            guidance = painter.render(world, frame.points)
+            mask = guidance[3] > 0
+            errors += [127.5 * np.abs(guidance[:3] - picture)[:, mask].mean()] if mask.any() else []
+            world = painter.paint(world, picture.astype(np.float32), frame.points)
+        assert max(errors) < 14
+        assert mask[frame.points >= 0].all(), "the last camera is the first one"
+
+    def test_a_moving_car_carries_its_points(self):
+        config = WorldConfig(size=(64, 128), num_frames=4, fps=8, cars=2, people=0)
+        frames = [f for clip in range(3) for f in [list(render_clip(config, clip, points=True))]]
+        shared = 0
+        for clip in frames:
+            first, last = (set(f.points[f.labels == CAR].tolist()) for f in (clip[0], clip[-1]))
+            shared += len(first & last)
+        assert shared > 50
+
+    def test_unprojections_are_written_on_request(self, tmp_path):
+        write_world(tmp_path / "w", TINY, train_clips=1, test_clips=0, write_points=True)
+        files = sorted((tmp_path / "w/train_unprojections/clip_000").iterdir())
+        frames = list(render_clip(TINY, 0, points=True))
+        assert [f.name for f in files] == ["000000.npz", "000001.npz", "000002.npz"]
+        levels = read_unprojection(files[2])
+        assert np.array_equal(levels[0], frames[2].points)
+        assert [level.shape for level in levels] == [(32 >> k, 64 >> k) for k in range(6)]
+        with pytest.raises(DataError, match="other settings"):
+            write_world(tmp_path / "w", TINY, train_clips=1, test_clips=0)

@@ -26,6 +26,9 @@ class World:
     """Clips held out, other streets again."""
     flow: bool = False
     """Also write the exact optical flow both ways."""
+    unprojections: bool = False
+    """Also write which point of the world is seen at which pixel, exact, for world-consistent teachers. With
+    --world.camera return the camera leaves and comes back."""
     num_workers: int = 2
     """Processes that draw; the result does not depend on it."""
     overwrite: bool = False
@@ -48,6 +51,7 @@ def make_world(args: World) -> Path:
             num_workers=args.num_workers,
             overwrite=args.overwrite,
             write_flow=args.flow,
+            write_points=args.unprojections,
             progress=progress,
         )
 

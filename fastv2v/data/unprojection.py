@@ -23,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fastv2v.data.conditions import MAX_GUIDANCE_LEVELS
 from fastv2v.data.images import read_bytes
 from fastv2v.errors import DataError
 
@@ -35,6 +36,7 @@ MAX_SIDE: Final = 16384
 """Longest side of a frame, in pixels."""
 
 _MAX_LEVELS: Final = 16
+_SAME_SURFACE: Final = 0.02
 _NOUN: Final = "unprojection file"
 _HINT: Final = "make it again: fastv2v unproject --overwrite"
 
@@ -147,6 +149,44 @@ def dense_level(
     return ids
 
 
+def pyramid(
+    ids: NDArray[np.integer[Any]], depth: NDArray[np.floating[Any]], num_levels: int = MAX_GUIDANCE_LEVELS
+) -> Levels:
+    """Coarser levels of a map of point ids, by a depth buffer of its points at each level.
+
+    A pixel of level k takes one of the nearest points in its 2^k by 2^k pixels: of those within 2 % of the least depth,
+    which lie on one surface, that of the smallest id. It was seen first and may have a colour.
+
+    Args:
+        ids: point ids of level 0, (H, W), negative for none.
+        depth: of each point along the optical axis, (H, W), in any unit; used where there is a point.
+        num_levels: levels wanted, with level 0. There are fewer where the frame is too small to be halved so often.
+
+    Returns:
+        The levels, finest first.
+
+    Raises:
+        DataError: if the sizes differ, or as ``check_levels``.
+    """
+    if ids.shape != depth.shape:
+        raise DataError(f"point ids are {ids.shape} and depth is {depth.shape}; they must have one size")
+    rows, columns = np.nonzero(ids >= 0)
+    points, distance = ids[rows, columns].astype(np.int64), depth[rows, columns].astype(np.float64)
+    levels: list[NDArray[np.integer[Any]]] = [np.asarray(ids)]
+    for k in range(1, num_levels):
+        if min(ids.shape) < 2**k:
+            break
+        size = (-(-ids.shape[0] >> k), -(-ids.shape[1] >> k))
+        block = (rows >> k) * size[1] + (columns >> k)
+        least = np.full(size[0] * size[1], np.inf)
+        np.minimum.at(least, block, distance)
+        near = distance <= least[block] * (1 + _SAME_SURFACE)
+        coarse = np.full(size[0] * size[1], MAX_POINTS, np.int64)
+        np.minimum.at(coarse, block[near], points[near])
+        levels.append(np.where(coarse < MAX_POINTS, coarse, -1).reshape(size))
+    return check_levels(levels, "point ids")
+
+
 def _parse_npz(path: Path, data: bytes) -> Levels:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -154,7 +194,7 @@ def _parse_npz(path: Path, data: bytes) -> Levels:
             shapes = [(int(height), int(width)) for height, width in sizes]
             check_sizes(shapes, str(path))
             entries = [
-                tuple(_read_array(archive, f"{name}{k}", height * width) for name in ("pixel", "point"))
+                (_read_array(archive, f"pixel{k}", height * width), _read_array(archive, f"point{k}", height * width))
                 for k, (height, width) in enumerate(shapes)
             ]
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
@@ -162,8 +202,8 @@ def _parse_npz(path: Path, data: bytes) -> Levels:
     if not shapes:
         raise DataError(f"{path}: an unprojection has at least one level; {_HINT}")
     return tuple(
-        dense_level(*pair, size, f"{path}, level {k}")
-        for k, (pair, size) in enumerate(zip(entries, shapes, strict=True))
+        dense_level(pixels, points, size, f"{path}, level {k}")
+        for k, ((pixels, points), size) in enumerate(zip(entries, shapes, strict=True))
     )
 
 

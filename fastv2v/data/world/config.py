@@ -121,3 +121,6 @@ class WorldFrame(NamedTuple):
     flow_to_next: NDArray[np.float32] | None
     """Likewise one frame later; ``None`` for the last frame. A point that leaves behind the camera plane is given a
     position far outside the picture."""
+    points: NDArray[np.int32] | None = None
+    """(H, W) id of the surface point at each pixel centre, the same wherever it is seen again in the clip; -1 for sky.
+    ``None`` where it was not asked for."""

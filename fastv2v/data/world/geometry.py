@@ -25,6 +25,13 @@ def place(x: float, z: float, yaw: float = 0.0, y: float = 0.0) -> Float:
     return np.array([[c, 0, s, x], [0, 1, 0, y], [-s, 0, c, z], [0, 0, 0, 1]])
 
 
+def moved_points(transform: Float, points: Float) -> Float:
+    """A 3x4 transform of (..., 3) points, without BLAS, whose sums may depend on the number of threads."""
+    return np.stack(
+        [points[..., 0] * r[0] + points[..., 1] * r[1] + points[..., 2] * r[2] + r[3] for r in transform], -1
+    )
+
+
 class Quads(NamedTuple):
     """Q flat convex quadrilaterals (a triangle repeats a corner)."""
 

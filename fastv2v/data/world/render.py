@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from fastv2v.data.world.atlas import Atlas, build_atlas, lookup
 from fastv2v.data.world.config import PAVEMENT, ROAD, SKY, TREE, WorldConfig, WorldFrame
-from fastv2v.data.world.geometry import Float
+from fastv2v.data.world.geometry import Float, moved_points
 from fastv2v.data.world.planner import plan_scene
+from fastv2v.data.world.points import PointNumbers
 from fastv2v.data.world.raster import (
     KERB_FACE_ID,
     KERB_TOP_ID,
@@ -36,12 +37,13 @@ _MAP_SCALE, _MAP_HALF, _CHUNK = 6, 24.0, 64.0  # ground light map: texels per me
 _LABEL_OF_GROUND = np.array([SKY, ROAD, PAVEMENT, PAVEMENT, PAVEMENT, TREE], np.uint8)
 
 
-def render_clip(config: WorldConfig, clip: int) -> Iterator[WorldFrame]:
+def render_clip(config: WorldConfig, clip: int, *, points: bool = False) -> Iterator[WorldFrame]:
     """Render one clip, frame after frame.
 
     Args:
         config: the world. Equal (config, clip) give equal frames, on every run.
         clip: clip number, 0 or more: another street, another day.
+        points: also say which point of the world is seen at which pixel.
 
     Yields:
         ``config.num_frames`` frames in order of time.
@@ -51,15 +53,16 @@ def render_clip(config: WorldConfig, clip: int) -> Iterator[WorldFrame]:
     """
     if clip < 0:
         raise ConfigError(f"clip must not be negative, got {clip}")
-    return _frames(config, clip)
+    return _frames(config, clip, points)
 
 
-def _frames(config: WorldConfig, clip: int) -> Iterator[WorldFrame]:
+def _frames(config: WorldConfig, clip: int, points: bool) -> Iterator[WorldFrame]:
     atlas = build_atlas(config.seed)
     scene, camera = plan_scene(config, clip, atlas)
     xs, ys = sample_grid(config.size)
     shader = _Shader(scene, atlas, xs, ys)
     intrinsics = config.intrinsics
+    numbers = PointNumbers(scene, camera, intrinsics) if points else None
 
     def moment(index: int) -> tuple[Float, Float]:
         poses = scene.motion.poses(scene.street, index / config.fps, float(camera.travelled[index]))
@@ -89,6 +92,7 @@ def _frames(config: WorldConfig, clip: int) -> Iterator[WorldFrame]:
             intrinsics=intrinsics.copy(),
             flow_to_previous=None if before is None else _flow(config, depth, objects, now, before),
             flow_to_next=None if after is None else _flow(config, depth, objects, now, after),
+            points=None if numbers is None else numbers.number(view, buffer, surfaces, now[1]),
         )
         if after is not None:
             before, now = now, after
@@ -128,7 +132,7 @@ def _flow(
     points = np.stack(np.broadcast_arrays((x - k[0, 2]) / k[0, 0] * z, (y - k[1, 2]) / k[1, 1] * z, z), -1)
     world_to_then = np.linalg.inv(then[0])
     still = world_to_then @ now[0]
-    moved = _apply(still[:3], points)
+    moved = moved_points(still[:3], points)
     moved -= still[:3, 3] * is_sky[..., None]
     dynamic = objects > 0
     if dynamic.any():
@@ -142,13 +146,6 @@ def _flow(
     flow[..., 0] = moved[..., 0] / ahead * k[0, 0] + k[0, 2] - x
     flow[..., 1] = moved[..., 1] / ahead * k[1, 1] + k[1, 2] - y
     return flow
-
-
-def _apply(transform: Float, points: Float) -> Float:
-    """A 3x4 transform of (..., 3) points, without BLAS, whose sums may depend on the number of threads."""
-    return np.stack(
-        [points[..., 0] * r[0] + points[..., 1] * r[1] + points[..., 2] * r[2] + r[3] for r in transform], -1
-    )
 
 
 _Samples = tuple[

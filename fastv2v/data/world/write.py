@@ -11,12 +11,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fastv2v.data.unprojection import pyramid, write_unprojection
 from fastv2v.data.world.config import CLASS_NAMES, PALETTE, WorldConfig, WorldFrame
 from fastv2v.data.world.render import render_clip
 from fastv2v.errors import ConfigError, DataError
@@ -28,6 +29,13 @@ RENDERER_VERSION = 1
 Progress = Callable[[int, int], None]
 
 
+class _Extras(NamedTuple):
+    """What is written on request."""
+
+    flow: bool
+    points: bool
+
+
 def write_world(
     out: Path,
     config: WorldConfig,
@@ -36,6 +44,7 @@ def write_world(
     test_clips: int = 2,
     overwrite: bool = False,
     write_flow: bool = False,
+    write_points: bool = False,
     num_workers: int = 0,
     progress: Progress | None = None,
 ) -> Path:
@@ -49,6 +58,7 @@ def write_world(
     ``<phase>_depth/<sequence>/<frame>.png``: millimetres, 16 bit, 0 is none (sky, and what lies beyond 65.535 m).
     ``<phase>_camera/<sequence>/<frame>.txt``: camera-to-world, 4x4; ``intrinsics.txt`` beside them, 3x3.
     ``<phase>_flow/<sequence>/<frame>.npz``: ``to_previous`` and ``to_next``, float32 (H, W, 2), each where it exists.
+    ``<phase>_unprojections/<sequence>/<frame>.npz``: which point is seen at which pixel, as ``write_unprojection``.
     ``classes.json``: names and colours of the classes; ``world.json``: what the folder was made from.
 
     It is written beside ``out`` and moved there when complete.
@@ -60,6 +70,7 @@ def write_world(
         test_clips: number of held-out clips, at least 0; they follow the training clips.
         overwrite: replace a world made from something else. Folders that are not worlds are never replaced.
         write_flow: also write exact optical flow.
+        write_points: also write exact unprojections.
         num_workers: processes that render clips side by side; 0 renders here. The files are the same. Workers are
             spawned, so a script that asks for them needs the usual ``if __name__ == "__main__"``.
         progress: called with (frames done, frames in all); after each frame here, after each clip with workers.
@@ -87,6 +98,7 @@ def write_world(
                 "train_clips": train_clips,
                 "test_clips": test_clips,
                 "flow": write_flow,
+                **({"unprojections": True} if write_points else {}),
             }
         )
     )
@@ -98,7 +110,8 @@ def write_world(
     try:
         payload = scratch / "world"
         payload.mkdir()
-        _write_clips(payload, config, train_clips, test_clips, write_flow, num_workers, progress)
+        extras = _Extras(write_flow, write_points)
+        _write_clips(payload, config, train_clips, test_clips, extras, num_workers, progress)
         classes = [{"name": name, "color": list(color)} for name, color in zip(CLASS_NAMES, PALETTE, strict=True)]
         (payload / "classes.json").write_text(json.dumps({"schema": 1, "classes": classes}, indent=2) + "\n")
         (payload / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -144,7 +157,7 @@ def _is_done(out: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
 
 
 def _write_clips(
-    root: Path, config: WorldConfig, train_clips: int, test_clips: int, write_flow: bool, num_workers: int,
+    root: Path, config: WorldConfig, train_clips: int, test_clips: int, extras: _Extras, num_workers: int,
     progress: Progress | None,
 ) -> None:  # fmt: skip
     """Render every clip into ``root``, here or in worker processes."""
@@ -159,12 +172,12 @@ def _write_clips(
 
     if num_workers == 0:
         for phase, clip in jobs:
-            for _ in _write_clip(root, config, phase, clip, write_flow):
+            for _ in _write_clip(root, config, phase, clip, extras):
                 advance(1)
         return
     # Spawned, not forked: the caller may hold threads (OpenCV's, a training loop's) that do not survive a fork.
     with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_write_whole_clip, root, config, phase, clip, write_flow) for phase, clip in jobs]
+        futures = [pool.submit(_write_whole_clip, root, config, phase, clip, extras) for phase, clip in jobs]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -174,28 +187,31 @@ def _write_clips(
             raise
 
 
-def _write_whole_clip(root: Path, config: WorldConfig, phase: str, clip: int, write_flow: bool) -> None:
+def _write_whole_clip(root: Path, config: WorldConfig, phase: str, clip: int, extras: _Extras) -> None:
     """What a worker does; the machine's cores are already shared out among the workers."""
     cv2.setNumThreads(1)
-    for _ in _write_clip(root, config, phase, clip, write_flow):
+    for _ in _write_clip(root, config, phase, clip, extras):
         pass
 
 
-def _write_clip(root: Path, config: WorldConfig, phase: str, clip: int, write_flow: bool) -> Iterator[None]:
+def _write_clip(root: Path, config: WorldConfig, phase: str, clip: int, extras: _Extras) -> Iterator[None]:
     """Write one clip, yielding after each frame."""
-    kinds = ("A", "B", "inst", "depth", "camera", *(("flow",) if write_flow else ()))
+    further = {"flow": extras.flow, "unprojections": extras.points}
+    kinds = ("A", "B", "inst", "depth", "camera", *(kind for kind, wanted in further.items() if wanted))
     folders = {kind: root / f"{phase}_{kind}" / f"clip_{clip:03d}" for kind in kinds}
     for folder in folders.values():
         folder.mkdir(parents=True)
     np.savetxt(folders["camera"] / "intrinsics.txt", config.intrinsics, fmt="%.9g")
-    for index, frame in enumerate(render_clip(config, clip)):
+    for index, frame in enumerate(render_clip(config, clip, points=extras.points)):
         stem = f"{index:06d}"
         _write_png(folders["A"] / f"{stem}.png", frame.labels)
         _write_png(folders["B"] / f"{stem}.png", np.ascontiguousarray(frame.frame[..., ::-1]))
         _write_png(folders["inst"] / f"{stem}.png", frame.instances)
         _write_png(folders["depth"] / f"{stem}.png", depth_to_millimetres(frame.depth))
         np.savetxt(folders["camera"] / f"{stem}.txt", frame.camera_to_world, fmt="%.9g")
-        if write_flow:
+        if frame.points is not None:
+            write_unprojection(folders["unprojections"] / f"{stem}.npz", pyramid(frame.points, frame.depth))
+        if extras.flow:
             _write_flow(folders["flow"] / f"{stem}.npz", frame)
         yield
 
