@@ -22,7 +22,15 @@ import tyro
 from benchmarks.realtime import Drive, make_drive, student_bundle
 from benchmarks.results import BenchmarkResult, Row, format_table, write_result
 from export.bundle import STEP_GRAPH
-from export.engines import Candidate, available_candidates, open_engine, open_tested_engine, openvino_core
+from export.engines import (
+    ENGINES,
+    Candidate,
+    GraphEngine,
+    available_candidates,
+    open_engine,
+    open_tested_engine,
+    openvino_core,
+)
 from fastv2v.errors import ConfigError, FastV2VError
 from fastv2v.measure.latency import measure_latency
 from students.presets import STUDENTS
@@ -89,8 +97,9 @@ def roofline(
         for name in students:
             folder = Path(scratch, f"{name}.v2v")
             gmacs = student_bundle(name, drive, 4, folder)
-            for candidate in available_candidates(folder):
+            for candidate in (c for c in available_candidates(folder) if c.engine in ENGINES):
                 engine = open_tested_engine(candidate, folder, threads)
+                assert isinstance(engine, GraphEngine)  # those of the CPU are
                 feeds = engine.feeds(*step_inputs(drive))
                 times = measure_latency(lambda e=engine, x=feeds: e.infer(x), warmup=3, repeats=repeats)  # type: ignore[misc]
                 rate, peak = gmacs / times.median_ms * 1e3, peaks.get(candidate.precision)

@@ -17,6 +17,8 @@ from export.bundle import (
     INT8_GRAPH,
     SELF_TEST,
     STEP_GRAPH,
+    TORCH_ARCHITECTURE,
+    TORCH_WEIGHTS,
     Cost,
     Manifest,
     Option,
@@ -26,7 +28,7 @@ from export.bundle import (
     write_bundle,
 )
 from export.choose import EngineGuard, Probe, choose_engine
-from export.engines import INT8, REFERENCE, check_warp, open_engine
+from export.engines import AUTO, INT8, REFERENCE, Candidate, check_warp, engine_precisions, open_engine, parse_engine
 from export.interpolation import (
     CORRECTIONS,
     FEATURES,
@@ -39,9 +41,12 @@ from export.interpolation import (
 )
 from export.onnx_graph import OPSET, compare_rollout, export_network, export_step, write_self_test
 from export.quantize import calibration_feeds, quantize_step
+from fastv2v.architecture import Architecture, architecture_dict
+from fastv2v.checkpoint import save_tensors
 from fastv2v.contracts import StepModel
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError, ParityError
+from fastv2v.run import write_json
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +102,8 @@ def build_bundle(
     measure: bool = True,
     int8: bool = True,
     guard: EngineGuard | None = None,
+    engine: str = AUTO,
+    architecture: Architecture | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     interpolation: InterpolationPart | None = None,
@@ -117,6 +124,9 @@ def build_bundle(
         int8: also measure engines on a quantised copy of the graph, calibrated on the same clip; the bundle keeps the
             copy where it passes the guard.
         guard: how much quality an engine may cost.
+        engine: ``NAME`` or ``NAME:PRECISION`` to choose among those alone; ``auto`` takes all that can run here.
+        architecture: what the generator is made of, to keep its weights in the bundle for the engines of torch; None
+            leaves them out.
         threads: CPU threads for the measurement, None for all.
         overwrite: replace an earlier bundle of this name.
         interpolation: the network that fills the gaps, where ``details.interpolation`` names one.
@@ -125,7 +135,7 @@ def build_bundle(
         The manifest as written.
 
     Raises:
-        BundleError: if the folder exists and may not be replaced.
+        BundleError: if the folder exists and may not be replaced, or the named engine cannot be chosen.
         ParityError: if the graph strays from the module. A generator that instance-normalises the empty history strays
             by nature: over constant features the norm divides rounding errors by almost zero.
         ConfigError: if the name, condition or size do not suit the model.
@@ -134,6 +144,9 @@ def build_bundle(
     """
     folder = Path(folder)
     check_target(folder, overwrite=overwrite)  # again when it is written; here so that no work is done in vain
+    candidates = _named_candidates(engine)
+    if candidates is not None and not measure:
+        raise ConfigError(f"engine {engine} can be chosen only by measuring; leave it out, or measure")
     if (details.interpolation["method"] == NETWORK_METHOD) != (interpolation is not None):
         raise ConfigError(f"interpolation by {details.interpolation['method']!r} and a network do not go together")
     if details.condition.channels != model.condition_channels:
@@ -166,6 +179,8 @@ def build_bundle(
         if interpolation is not None:
             files[INTERPOLATION_GRAPH] = filling
             manifest = replace(manifest, interpolation={**manifest.interpolation, **options})
+        if architecture is not None:
+            files |= _write_torch_part(model, architecture, Path(scratch, "torch"))
         if measure:
             draft = Path(scratch, folder.name)
             probe = Probe(conditions.cpu().numpy(), None if frames is None else frames.cpu().numpy())
@@ -174,12 +189,33 @@ def build_bundle(
                 if quantize_step(step, quantised := Path(scratch, INT8_GRAPH), feeds):
                     files[INT8_GRAPH] = quantised
             write_bundle(draft, manifest, files)
-            choice = choose_engine(draft, probe, guard=guard, threads=threads)
+            choice = choose_engine(
+                draft, probe, candidates=candidates, forced=candidates is not None, guard=guard, threads=threads
+            )
             manifest = load_manifest(draft)
             if not any(m.accepted for m in choice.measurements if m.precision == INT8):
                 files.pop(INT8_GRAPH, None)
         write_bundle(folder, manifest, files, overwrite=overwrite)
     return load_manifest(folder)
+
+
+def _named_candidates(engine: str) -> list[Candidate] | None:
+    """Every precision of a named engine, or the one that is named with it; None for ``auto``."""
+    name, precision = parse_engine(engine)
+    if name == AUTO:
+        return None
+    return [Candidate(name, p) for p in ((precision,) if precision else engine_precisions(name))]
+
+
+def _write_torch_part(model: StepModel, architecture: Architecture, folder: Path) -> dict[str, Path]:
+    """Write the weights of a generator and what they belong to; gives each file by its path in a bundle."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"only a torch module has weights to keep, got {type(model).__name__}")
+    folder.mkdir()
+    weights, described = folder / "weights", folder / "architecture"
+    save_tensors(weights, model.state_dict())
+    write_json(described, architecture_dict(architecture))
+    return {TORCH_WEIGHTS: weights, TORCH_ARCHITECTURE: described}
 
 
 def _export_interpolation(

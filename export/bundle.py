@@ -31,6 +31,10 @@ STEP_GRAPH = "step.onnx"
 INT8_GRAPH = "step.int8.onnx"
 """The step with quantised convolutions, where a bundle has one."""
 SELF_TEST = "selftest.onnx"
+TORCH_WEIGHTS = "torch/weights.safetensors"
+"""The student's own weights, for the engines of torch, where a bundle has them."""
+TORCH_ARCHITECTURE = "torch/architecture.json"
+"""What network they belong to, as checkpoints say it."""
 SUFFIX = ".v2v"
 
 Option = str | int | float | bool | None
@@ -95,6 +99,8 @@ class EngineChoice:
     """Model name of the processor."""
     cpu_features: tuple[str, ...] = ()
     """Matrix and low-precision features of the processor."""
+    gpu: str | None = None
+    """Name of the GPU that was there; None where there was none."""
     measurements: tuple[EngineMeasurement, ...] = ()
     """All candidates, in the order they were measured."""
 
@@ -191,12 +197,12 @@ def manifest_checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _record(properties: dict[str, Any]) -> dict[str, Any]:
-    """Schema of an object with exactly these keys."""
+def _record(properties: dict[str, Any], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Schema of an object with exactly these keys; files of earlier versions lack the optional ones."""
     return {
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": [name for name in properties if name not in optional],
         "additionalProperties": False,
     }
 
@@ -269,6 +275,7 @@ SCHEMA: dict[str, Any] = {
                             "median_ms": _AMOUNT,
                             "cpu": _TEXT,
                             "cpu_features": {"type": "array", "items": _TEXT},
+                            "gpu": {"type": ["string", "null"]},
                             "measurements": {
                                 "type": "array",
                                 "items": _record(
@@ -285,7 +292,8 @@ SCHEMA: dict[str, Any] = {
                                     }
                                 ),
                             },
-                        }
+                        },
+                        optional=("gpu",),
                     ),
                 ]
             },

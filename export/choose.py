@@ -18,7 +18,7 @@ from export.engines import (
     REFERENCE,
     Array,
     Candidate,
-    GraphEngine,
+    OpenedEngine,
     StepEngine,
     available_candidates,
     open_tested_engine,
@@ -120,7 +120,8 @@ def choose_engine(
     candidates: Sequence[Candidate] | None = None,
     guard: EngineGuard | None = None,
     threads: int | None = None,
-    opener: Callable[[Candidate, Path, int | None], GraphEngine] = open_tested_engine,
+    opener: Callable[[Candidate, Path, int | None], OpenedEngine] = open_tested_engine,
+    forced: bool = False,
 ) -> EngineChoice:
     """Measure engines on this machine, choose the fastest that keeps the quality, and write both into the manifest.
 
@@ -134,12 +135,13 @@ def choose_engine(
         guard: how much quality may be lost.
         threads: CPU threads for each candidate, None for all.
         opener: opens a candidate on the bundle.
+        forced: choose among ``candidates`` alone; ONNX Runtime in float32 is then measured to compare with.
 
     Returns:
         The choice with every measurement.
 
     Raises:
-        BundleError: if the bundle is damaged.
+        BundleError: if the bundle is damaged, or none of the forced candidates can be chosen.
         MissingExtraError: if ONNX Runtime is not installed.
         ShapeError: if the probe does not suit the bundle.
     """
@@ -172,15 +174,21 @@ def choose_engine(
             )
             continue
         results.append(_judge(candidate, used, trial, reference, probe, guard))
-    best = min((r for r in results if r.accepted), key=lambda r: r.median_ms or math.inf)
     for result in results:
         log.info("%s %s: %s ms, %s", result.engine, result.precision, result.median_ms, result.reason)
+    eligible = [r for r in results if not forced or (r.engine, r.precision) in (candidates or ())]
+    accepted = [r for r in eligible if r.accepted]
+    if not accepted:
+        reasons = "; ".join(f"{r.engine} {r.precision}: {r.reason}" for r in eligible)
+        raise BundleError(f"no engine that was asked for can be chosen ({reasons}); leave the choice to --engine auto")
+    best = min(accepted, key=lambda r: r.median_ms or math.inf)
     choice = EngineChoice(
         engine=best.engine,
         precision=best.precision,
         median_ms=best.median_ms or 0.0,
         cpu=this_machine()["cpu"],
         cpu_features=tuple(this_machine()["cpu_features"]),
+        gpu=this_machine()["gpu"],
         measurements=tuple(results),
     )
     record_engine(folder, choice)

@@ -1,15 +1,16 @@
-"""Engines that run a step graph on arrays. Runs without torch.
+"""Engines that run a step graph on arrays, and the list of all engines by name. Runs without torch.
 
-Every engine samples a half-pixel warp before it is used: engines have been known to sample the nearest pixel without a
-word, which no shape check notices.
+Engines for GPUs live in files of their own, which are imported when one is asked for. Every engine samples a half-pixel
+warp before it is used: engines have been known to sample the nearest pixel without a word, and no shape check notices.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import INT8_GRAPH, SELF_TEST, STEP_GRAPH
+from export.bundle import INT8_GRAPH, SELF_TEST, STEP_GRAPH, TORCH_WEIGHTS
 from export.inputs import ConditionForm, StepCondition, average, form_of, from_encoded
 from fastv2v.environment import describe_machine, has_fast_bf16
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
@@ -64,6 +65,15 @@ class StepEngine(Protocol):
         ...
 
 
+class OpenedEngine(StepEngine, Protocol):
+    """A step engine that says where it runs."""
+
+    @property
+    def where(self) -> str:
+        """For messages: ``with 2 threads``, ``on NVIDIA L4``."""
+        ...
+
+
 class GraphEngine(ABC):
     """A graph file opened in one engine.
 
@@ -102,6 +112,11 @@ class GraphEngine(ABC):
     def form(self) -> ConditionForm:
         """See ``StepEngine.form``."""
         return form_of(self.shapes)
+
+    @property
+    def where(self) -> str:
+        """See ``OpenedEngine.where``."""
+        return f"with {self.threads} threads"
 
     def feeds(
         self, condition: Array | StepCondition, history_conditions: Array, history_frames: Array, valid: Array
@@ -244,6 +259,43 @@ ENGINES: Mapping[str, type[GraphEngine]] = {
     OnnxRuntimeEngine.name: OnnxRuntimeEngine,
     OpenVINOEngine.name: OpenVINOEngine,
 }
+"""Engines of the CPU."""
+
+
+class GpuEngine(NamedTuple):
+    """An engine for GPUs by the place of its code."""
+
+    opener: str
+    """``module:function``, imported when the engine is asked for. Called with the bundle's folder, a precision and a
+    number of CPU threads or None; gives an ``OpenedEngine`` that has passed the half-pixel warp, or raises a
+    BundleError or MissingExtraError whose one sentence names what is missing and how to get it."""
+    precisions: tuple[str, ...]
+    """Number formats it knows."""
+    package: str
+    """The Python package it cannot do without."""
+    measured: tuple[str, ...] = ()
+    """The precisions that are worth measuring."""
+    part: str | None = None
+    """A file of the bundle that it cannot do without; None where the step graph is enough."""
+
+
+_TORCH_PRECISIONS = ("f32", "tf32", "bf16", "f16")
+GPU_ENGINES: Mapping[str, GpuEngine] = {
+    "torch": GpuEngine(
+        "export.torch_engine:open_torch", _TORCH_PRECISIONS, "torch", ("tf32", "bf16", "f16"), TORCH_WEIGHTS
+    ),
+    "torch-compiled": GpuEngine(
+        "export.torch_engine:open_compiled", _TORCH_PRECISIONS, "torch", ("bf16", "f16"), TORCH_WEIGHTS
+    ),
+    "onnxruntime-cuda": GpuEngine("export.onnxruntime_gpu:open_cuda", ("f32", "tf32"), "onnxruntime", ("tf32",)),
+    "onnxruntime-tensorrt": GpuEngine(
+        "export.onnxruntime_gpu:open_tensorrt", ("tf32", "bf16", "f16", "int8"), "onnxruntime", ("f16", "int8")
+    ),
+}
+"""Engines of GPUs. torch also runs on a CPU, where it is asked for by name."""
+
+AUTO = "auto"
+"""In the place of an engine's name: choose by measurement."""
 
 
 class Candidate(NamedTuple):
@@ -269,14 +321,64 @@ def available_candidates(folder: Path | None = None) -> tuple[Candidate, ...]:
     """What is worth measuring here. OpenVINO's f16 is not: CPUs emulate it, slower than f32, or take bf16 instead.
 
     Args:
-        folder: a bundle; int8 is among them where it holds the graph for it.
+        folder: a bundle; int8 is among them where it holds the graph for it, and the engines of GPUs where this machine
+            has one and the bundle what they need. Without it only those that open any graph are named.
     """
     candidates = [REFERENCE, Candidate("openvino", "f32")]
     if has_fast_bf16():
         candidates.append(Candidate("openvino", "bf16"))
     if folder is not None and (folder / INT8_GRAPH).is_file():
         candidates += [Candidate("onnxruntime", INT8), Candidate("openvino", INT8)]
-    return tuple(c for c in candidates if c.engine in available_engines())
+    here = [c for c in candidates if c.engine in available_engines()]
+    return tuple(here if folder is None else [*here, *_gpu_candidates(folder)])
+
+
+def _gpu_candidates(folder: Path) -> list[Candidate]:
+    """Engines of GPUs that may run this bundle here; whether they do shows when they are opened."""
+    if this_machine()["gpu"] is None:
+        return []
+    return [
+        Candidate(name, precision)
+        for name, engine in GPU_ENGINES.items()
+        if find_spec(engine.package) is not None and (engine.part is None or (folder / engine.part).is_file())
+        for precision in engine.measured
+        if precision != INT8 or (folder / INT8_GRAPH).is_file()
+    ]
+
+
+def engine_precisions(name: str) -> tuple[str, ...]:
+    """The number formats of an engine.
+
+    Raises:
+        ConfigError: if there is no engine of this name.
+    """
+    if name in ENGINES:
+        return ENGINES[name].precisions
+    if name in GPU_ENGINES:
+        return GPU_ENGINES[name].precisions
+    raise ConfigError(f"there is no engine {name!r}; choose from {', '.join((*ENGINES, *GPU_ENGINES))}")
+
+
+def parse_engine(text: str) -> tuple[str, str | None]:
+    """Take ``NAME`` or ``NAME:PRECISION`` apart; ``auto`` is a name.
+
+    Returns:
+        The engine's name, and the precision or None.
+
+    Raises:
+        ConfigError: if there is no such engine, or it does not know the precision.
+    """
+    name, colon, precision = text.partition(":")
+    if name == AUTO:
+        if colon:
+            raise ConfigError(
+                f"{text!r}: auto chooses the precision too; name an engine or leave {colon + precision} out"
+            )
+        return AUTO, None
+    known = engine_precisions(name)
+    if colon and precision not in known:
+        raise ConfigError(f"{name} runs in {' or '.join(known)}, not in {precision!r}")
+    return name, precision or None
 
 
 @functools.cache
@@ -294,12 +396,13 @@ def open_engine(candidate: Candidate, path: Path, threads: int | None = None) ->
         MissingExtraError: if it is not installed.
     """
     if candidate.engine not in ENGINES:
-        raise ConfigError(f"there is no engine {candidate.engine!r}; choose from {', '.join(ENGINES)}")
+        engine_precisions(candidate.engine)  # which says so where there is none
+        raise ConfigError(f"{candidate.engine} opens whole bundles, no single graph; choose from {', '.join(ENGINES)}")
     return ENGINES[candidate.engine](path, threads, candidate.precision)
 
 
-def open_tested_engine(candidate: Candidate, folder: Path, threads: int | None = None) -> GraphEngine:
-    """Open a bundle's step graph in an engine that has passed the half-pixel warp.
+def open_tested_engine(candidate: Candidate, folder: Path, threads: int | None = None) -> OpenedEngine:
+    """Open a bundle's step in an engine that has passed the half-pixel warp.
 
     Args:
         candidate: which engine, in which precision.
@@ -311,9 +414,39 @@ def open_tested_engine(candidate: Candidate, folder: Path, threads: int | None =
         ConfigError: if there is no such engine or precision.
         MissingExtraError: if it is not installed.
     """
-    check_warp(open_engine(candidate, Path(folder) / SELF_TEST, 1))
+    folder = Path(folder)
+    if candidate.engine in GPU_ENGINES:
+        return _open_gpu_engine(candidate, folder, threads)
+    check_warp(open_engine(candidate, folder / SELF_TEST, 1))
     graph = INT8_GRAPH if candidate.precision == INT8 else STEP_GRAPH
-    return open_engine(candidate, Path(folder) / graph, threads)
+    return open_engine(candidate, folder / graph, threads)
+
+
+def _open_gpu_engine(candidate: Candidate, folder: Path, threads: int | None) -> OpenedEngine:
+    parse_engine(f"{candidate.engine}:{candidate.precision}")  # refuses a precision it does not know
+    module, function = GPU_ENGINES[candidate.engine].opener.split(":")
+    try:
+        opener: Callable[[Path, str, int | None], OpenedEngine] = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name != GPU_ENGINES[candidate.engine].package:
+            raise
+        raise MissingExtraError(f"{candidate.engine} needs {error.name}: pip install {error.name}") from error
+    return opener(folder, candidate.precision, threads)
+
+
+def open_named_engine(candidate: Candidate, folder: Path, threads: int | None = None) -> OpenedEngine:
+    """``open_tested_engine`` for an engine that a person named: where it cannot run, one that can is told.
+
+    Raises:
+        BundleError, ConfigError, MissingExtraError: as ``open_tested_engine``.
+    """
+    try:
+        return open_tested_engine(candidate, folder, threads)
+    except (BundleError, MissingExtraError) as error:
+        others = [name for name in reversed(available_engines()) if name != candidate.engine]
+        if candidate.engine in ENGINES or not others:
+            raise
+        raise type(error)(f"{error}; meanwhile --engine {others[0]} runs here, on the CPU") from error
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,14 @@ class GraphReport:
     """Names of the outputs, ``frame`` first."""
 
 
-class _StepGraph(nn.Module):
+class StepGraph(nn.Module):
+    """A step that takes and gives plain tensors."""
+
+    outputs: tuple[str, ...]
+    """Names of what it gives, in order."""
+
+
+class _StepGraph(StepGraph):
     """A step with its state spread into four plain inputs, which is all that an ONNX graph can take."""
 
     def __init__(self, model: StepModel, outputs: tuple[str, ...]) -> None:
@@ -73,7 +80,7 @@ class _StepGraph(nn.Module):
         return tuple(getattr(output, name) for name in self.outputs)
 
 
-class _CompactGraph(nn.Module):
+class _CompactGraph(StepGraph):
     """A slim generator's step behind what a host prepares once for each keyframe: see ``export.inputs``.
 
     Channels that are one-hot need not be written: mixing them into a few, pixel by pixel, is looking up a table.
@@ -152,22 +159,46 @@ def export_step(
         raise ConfigError(f"export size {size[0]}x{size[1]} must be a multiple of {model.size_multiple} both ways")
     if opset < OPSET:
         raise ConfigError(f"opset {opset} is too old: the exporter writes opset {OPSET} or newer")
-    deployed = cast(StepModel, _deployable(model))
-    example = _example_inputs(deployed, size)
-    names = _present(deployed, example)
-    if outputs is not None and (missing := [name for name in outputs if name not in names]):
-        raise ConfigError(f"{type(model).__name__} has no output {missing[0]!r}; it has {', '.join(names)}")
-    graph: nn.Module = _StepGraph(deployed, outputs or names)
-    if spec is not None and isinstance(deployed, SlimGenerator) and is_compact(deployed, spec):
-        graph = _CompactGraph(deployed, outputs or names, edges=spec.use_instances)
-        example = _compact_example(example, deployed.config.input_scale, edges=spec.use_instances)
-    proto = _trace(graph, example, outputs or names, opset, f"{type(model).__name__}.step")
+    graph, example = step_module(model, size, spec, outputs)
+    proto = _trace(graph, example, graph.outputs, opset, f"{type(model).__name__}.step")
     _check_graph(proto, opset, size)
     _write_atomically(proto, Path(path))
     nodes = dict(Counter(node.op_type for node in proto.graph.node).most_common())
     outputs = tuple(output.name for output in proto.graph.output)
     log.info("exported %s: opset %d, %d nodes, outputs %s", path, opset, sum(nodes.values()), ", ".join(outputs))
     return GraphReport(opset=opset, nodes=nodes, outputs=outputs)
+
+
+def step_module(
+    model: StepModel,
+    size: tuple[int, int],
+    spec: ConditionSpec | None = None,
+    outputs: tuple[str, ...] | None = None,
+) -> tuple[StepGraph, dict[str, Tensor]]:
+    """The module that is exported: a step with plain inputs, on the CPU in float32, its weights plain and frozen.
+
+    Args:
+        model: a step model that is also a torch module; left untouched.
+        size: (height, width).
+        spec: how conditions are encoded; None: not known, and the module takes all channels.
+        outputs: which of ``STEP_OUTPUTS`` it gives, as a tuple; None takes those that the generator has.
+
+    Returns:
+        The module, and an example of each of its inputs by name.
+
+    Raises:
+        ConfigError: if the generator lacks an output.
+    """
+    assert isinstance(model, nn.Module), "the caller checks it"
+    deployed = cast(StepModel, _deployable(model))
+    example = _example_inputs(deployed, size)
+    names = ("frame",) if outputs == ("frame",) else _present(deployed, example)  # which takes a step to find out
+    if outputs is not None and (missing := [name for name in outputs if name not in names]):
+        raise ConfigError(f"{type(model).__name__} has no output {missing[0]!r}; it has {', '.join(names)}")
+    if spec is not None and isinstance(deployed, SlimGenerator) and is_compact(deployed, spec):
+        compact = _CompactGraph(deployed, outputs or names, edges=spec.use_instances)
+        return compact, _compact_example(example, deployed.config.input_scale, edges=spec.use_instances)
+    return _StepGraph(deployed, outputs or names), example
 
 
 def export_network(network: nn.Module, path: Path, shape: tuple[int, ...], names: tuple[str, str]) -> GraphReport:

@@ -11,15 +11,27 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import Manifest, load_manifest
+from export.bundle import EngineChoice, Manifest, load_manifest
 from export.camera import Camera, CameraConfig
 from export.convert import Converter, edge_converter, picture_conditions
-from export.engines import ENGINES, INT8, REFERENCE, Candidate, GraphEngine, open_tested_engine, this_machine
+from export.engines import (
+    AUTO,
+    ENGINES,
+    GPU_ENGINES,
+    INT8,
+    REFERENCE,
+    Candidate,
+    OpenedEngine,
+    engine_precisions,
+    open_named_engine,
+    open_tested_engine,
+    parse_engine,
+    this_machine,
+)
 from export.interpolation import NETWORK_METHOD, open_network
 from export.sources import camera_conditions, folder_conditions, piped_conditions, video_conditions
 from export.stream import (
@@ -31,7 +43,7 @@ from export.stream import (
     StreamStats,
     filling_threads,
 )
-from fastv2v.errors import BundleError, MissingExtraError
+from fastv2v.errors import BundleError, ConfigError, MissingExtraError
 
 __all__ = [
     "Camera",
@@ -59,7 +71,7 @@ log = logging.getLogger(__name__)
 def open_bundle(
     path: Path | str,
     *,
-    engine: Literal["auto", "onnxruntime", "openvino"] = "auto",
+    engine: str = AUTO,
     precision: str | None = None,
     threads: int | None = None,
     overlap: bool = True,
@@ -71,8 +83,9 @@ def open_bundle(
     Args:
         path: the bundle's folder.
         engine: ``auto`` takes the fastest that was measured and accepted for this bundle and runs here, else
-            ONNX Runtime; a named engine is taken or fails. So it is with the interpolation network, if there is one.
-        precision: number format, or None for the measured one of that engine, else f32.
+            ONNX Runtime; a named engine, ``NAME`` or ``NAME:PRECISION``, is taken or fails. So it is with the
+            interpolation network, if there is one; beside engines of GPUs that stays on the CPU, as measured.
+        precision: number format, or None for the measured one of that engine, else its widest.
         threads: CPU threads of the engine, None for all.
         overlap: synthesise in a worker thread while the calling thread interpolates.
         seed_frame: real first frame, uint8 RGB (H, W, 3), or None to start from nothing.
@@ -88,22 +101,27 @@ def open_bundle(
         MissingExtraError: if the named engine is not installed.
     """
     folder = Path(path)
+    engine, named = parse_engine(engine)
+    if None not in (named, precision) and named != precision:
+        raise ConfigError(f"{engine}:{named} and precision {precision} contradict each other; give one of the two")
+    precision = precision or named
     manifest = load_manifest(folder)
-    if engine == "auto":
+    opened: OpenedEngine
+    if engine == AUTO:
         opened = _open_best(folder, manifest, precision, threads)
     else:
         candidate = Candidate(engine, precision or _measured_precision(manifest, engine))
-        opened = open_tested_engine(candidate, folder, threads)
-        log.info("%s: using %s with %d threads, as asked for", folder.name, candidate, opened.threads)
+        opened = open_named_engine(candidate, folder, threads)
+        log.info("%s: using %s %s, as asked for", folder.name, candidate, opened.where)
     is_network = manifest.interpolation["method"] == NETWORK_METHOD
     asked = _asked_of_network(manifest, opened, engine, precision)
     network = open_network(folder, manifest, threads, asked) if is_network else None
     return Stream(opened, manifest, overlap=overlap, seed_frame=seed_frame, causal=causal, network=network)
 
 
-def _asked_of_network(manifest: Manifest, step: GraphEngine, engine: str, precision: str | None) -> Candidate | None:
+def _asked_of_network(manifest: Manifest, step: OpenedEngine, engine: str, precision: str | None) -> Candidate | None:
     """What the interpolation network shall run on where an engine or a precision was named; None: as measured."""
-    if precision is None and engine in ("auto", manifest.interpolation.get("engine")):
+    if step.name not in ENGINES or (precision is None and engine in (AUTO, manifest.interpolation.get("engine"))):
         return None
     # There is no int8 copy of its graph.
     return Candidate(step.name, "f32" if precision in (None, INT8) else precision)
@@ -120,14 +138,16 @@ def _measured(manifest: Manifest) -> list[Candidate]:
 
 
 def _measured_precision(manifest: Manifest, engine: str) -> str:
-    return next((c.precision for c in _measured(manifest) if c.engine == engine), "f32")
+    default = engine_precisions(engine)[0]
+    return next((c.precision for c in _measured(manifest) if c.engine == engine), default)
 
 
-def _open_best(folder: Path, manifest: Manifest, precision: str | None, threads: int | None) -> GraphEngine:
+def _open_best(folder: Path, manifest: Manifest, precision: str | None, threads: int | None) -> OpenedEngine:
     """Open the first engine of the measured order that runs here, and say why it was taken."""
     known = []
     for candidate in _measured(manifest):
-        if candidate.engine in ENGINES and candidate.precision in ENGINES[candidate.engine].precisions:
+        is_known = candidate.engine in ENGINES or candidate.engine in GPU_ENGINES
+        if is_known and candidate.precision in engine_precisions(candidate.engine):
             known.append(candidate)
         else:
             log.warning("%s: %s cannot be used: this version of fastv2v does not know it", folder.name, candidate)
@@ -142,7 +162,7 @@ def _open_best(folder: Path, manifest: Manifest, precision: str | None, threads:
             log.warning("%s: %s cannot be used: %s", folder.name, candidate, error)
             refused.append(f"{candidate}: {error}")
             continue
-        log.info("%s: using %s with %d threads: %s", folder.name, candidate, opened.threads, _why(manifest, candidate))
+        log.info("%s: using %s %s: %s", folder.name, candidate, opened.where, _why(manifest, candidate))
         return opened
     raise BundleError(f"no engine can run {folder} here ({'; '.join(refused)})")
 
@@ -154,7 +174,17 @@ def _why(manifest: Manifest, candidate: Candidate) -> str:
     ms = next((m.median_ms for m in choice.measurements if (m.engine, m.precision) == candidate), None)
     if ms is None:
         return "none of the measured engines runs here"
-    is_here = choice.cpu == this_machine()["cpu"]
-    where = "this processor" if is_here else f"another processor ({choice.cpu}); measure again here"
+    is_gpu = candidate.engine in GPU_ENGINES and choice.gpu is not None
+    kind, measured_on = ("graphics card", choice.gpu) if is_gpu else ("processor", choice.cpu)
+    is_here = measured_on == this_machine()["gpu" if is_gpu else "cpu"]
+    where = f"this {kind}" if is_here else f"another {kind} ({measured_on}); measure again here"
     rank = "the fastest accepted" if candidate == (choice.engine, choice.precision) else "the next best"
-    return f"{rank}, {ms:g} ms a keyframe on {where}"
+    return f"{rank}, {ms:g} ms a keyframe on {where}{_unmeasured(choice)}"
+
+
+def _unmeasured(choice: EngineChoice) -> str:
+    """What to say where this machine has a GPU that took no part in the measurement."""
+    gpu = this_machine()["gpu"]
+    if gpu in (None, choice.gpu):
+        return ""
+    return f"; engines of the {gpu} here were not measured, fastv2v benchmark --engine compares them"

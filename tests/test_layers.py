@@ -64,6 +64,7 @@ TORCH_FREE = (
     "export.history",
     "export.inputs",
     "export.interpolation",
+    "export.onnxruntime_gpu",
     "export.schema",
     "export.sources",
     "benchmarks.results",

@@ -23,6 +23,7 @@ from benchmarks.fps import compare_streams, measure_step, speed_ratio
 from benchmarks.interpolation import interpolation_benchmark
 from benchmarks.quality import MEAN_COLOUR, mean_scores, quality_table, score_rows
 from benchmarks.results import BenchmarkResult, format_table, write_result
+from export.engines import AUTO
 from export.runtime import ConditionMap, DeliveredFrame, Stream, filling_threads, open_bundle
 from fastv2v.architecture import Trained, load_trained
 from fastv2v.commands.arguments import parse
@@ -70,7 +71,7 @@ class Benchmark:
     """Frames of each held-out sequence."""
     repeats: int = 5
     """Repeats of everything that is timed."""
-    engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    engine: str = AUTO
     """Engine of the bundle."""
     threads: int | None = None
     """CPU threads of teacher, engine, OpenCV and ffmpeg alike; all by default."""

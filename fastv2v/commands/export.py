@@ -16,6 +16,7 @@ from benchmarks.cost import step_cost
 from export.build import BundleDetails, InterpolationPart, build_bundle
 from export.bundle import MANIFEST, Cost, Manifest
 from export.choose import EngineGuard
+from export.engines import AUTO, parse_engine
 from export.interpolation import NETWORK_METHOD
 from fastv2v import __version__
 from fastv2v.architecture import load_trained
@@ -64,6 +65,11 @@ class Export:
     int8: bool = True
     """Also measure engines on a copy of the graph with quantised convolutions, calibrated on the same keyframes; the
     bundle keeps it where it passes the guard."""
+    engine: str = AUTO
+    """Engine to choose, as NAME or NAME:PRECISION; auto takes the fastest of all that run here and keep the quality."""
+    torch_weights_mb: float = 64.0
+    """Also keep the student's own weights in the bundle, for the engines of torch, where they take at most so many MB
+    (10^6 bytes); 0 leaves them out."""
     task: str | None = None
     """Kind of material, for the manifest; by default street, face or pose after the condition."""
     fps: float = 15.0
@@ -80,6 +86,8 @@ class Export:
     def __post_init__(self) -> None:
         if self.frames < 2:
             raise ConfigError(f"a comparison needs at least 2 keyframes, got frames {self.frames}")
+        if parse_engine(self.engine)[0] != AUTO and not self.measure:
+            raise ConfigError(f"--engine {self.engine} is chosen by measuring; leave out --no-measure")
 
 
 def export_bundle(args: Export) -> Manifest:
@@ -134,6 +142,9 @@ def export_bundle(args: Export) -> Manifest:
         created_by=f"fastv2v {__version__}",
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    weights_mb = sum(x.nbytes for x in trained.generator.state_dict().values()) / 1e6
+    if keeps_weights := weights_mb <= args.torch_weights_mb:
+        _LOG.info("%s: keeps %.1f MB of weights for the engines of torch", args.out.name, weights_mb)
     with torch.no_grad():
         conditions = encode_clip(spec, clip)[0]
     return build_bundle(
@@ -146,6 +157,8 @@ def export_bundle(args: Export) -> Manifest:
         measure=args.measure,
         int8=args.int8,
         guard=args.guard,
+        engine=args.engine,
+        architecture=trained.architecture if keeps_weights else None,
         threads=args.threads,
         overwrite=args.overwrite,
         interpolation=part,

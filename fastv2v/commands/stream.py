@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from export.bundle import Manifest
 from export.camera import Camera
 from export.convert import check_plain, scale
-from export.engines import this_machine
+from export.engines import AUTO, parse_engine, this_machine
 from export.runtime import ConditionMap, DeliveredFrame, Stream, StreamError, filling_threads, open_bundle
 from export.sources import (
     camera_conditions,
@@ -93,8 +93,9 @@ class StreamArgs:
     """Folder of instance maps with the same names, where the bundle uses them."""
     seed_frame: Path | None = None
     """Real picture of the first frame to start from; without it the stream starts from nothing."""
-    engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
-    """Engine; auto takes the fastest that was measured and accepted at export."""
+    engine: str = AUTO
+    """Engine, as NAME or NAME:PRECISION (openvino:bf16, torch:f16); auto takes the fastest that was measured and
+    accepted at export."""
     threads: int | None = None
     """CPU threads; all by default."""
     causal: bool = False
@@ -109,6 +110,7 @@ class StreamArgs:
         return self.out == PIPE
 
     def __post_init__(self) -> None:
+        parse_engine(self.engine)
         if self.out is None and not self.window:
             raise ConfigError("nobody would see the frames: give --out, --window or both")
         if [self.conditions, self.data, self.camera].count(None) != 2:

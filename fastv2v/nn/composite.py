@@ -368,7 +368,8 @@ def blend_moved(
 
 def foreground_mask(condition: Tensor, channels: tuple[int, ...]) -> Tensor:
     """Where the foreground classes are, (B, 1, H, W) in [0, 1]: soft where the condition was averaged to be smaller."""
-    return condition[:, list(channels)].sum(dim=1, keepdim=True).clamp(0, 1)
+    # One by one: a list of indices would be copied to the device anew, which no CUDA graph can record.
+    return torch.stack([condition[:, channel] for channel in channels], dim=1).sum(dim=1, keepdim=True).clamp(0, 1)
 
 
 def paint_over(output: FrameOutput, drawn: Tensor, mask: Tensor) -> FrameOutput:
