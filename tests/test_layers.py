@@ -44,6 +44,7 @@ TORCH_FREE = (
     "fastv2v.data.modalities",
     "fastv2v.data.packed",
     "fastv2v.data.painter",
+    "fastv2v.data.plain_pickle",
     "fastv2v.data.pose",
     "fastv2v.data.reader",
     "fastv2v.data.sampling",

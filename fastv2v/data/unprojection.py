@@ -7,13 +7,15 @@ point has the same id in every frame and at every level of a sequence. On disk o
     ``pixel0``, ...       (n,) uint32: row * width + column of each mapped pixel of level 0, ...
     ``point0``, ...       (n,) uint32: the id of the point seen there
 
-imaginaire's ``.pkl`` is read and written by ``fastv2v.data.plain_pickle``.
+imaginaire's ``.pkl`` is read and written too, through ``fastv2v.data.plain_pickle``, which runs nothing.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 from fastv2v.data.conditions import MAX_GUIDANCE_LEVELS
 from fastv2v.data.images import read_bytes
+from fastv2v.data.plain_pickle import load_plain
 from fastv2v.errors import DataError
 
 Levels = tuple[NDArray[np.int32], ...]
@@ -37,6 +40,7 @@ MAX_SIDE: Final = 16384
 
 _MAX_LEVELS: Final = 16
 _SAME_SURFACE: Final = 0.02
+_LEVEL_KEY: Final = re.compile(r"w(?P<width>\d{1,6})xh(?P<height>\d{1,6})")
 _NOUN: Final = "unprojection file"
 _HINT: Final = "make it again: fastv2v unproject --overwrite"
 
@@ -45,7 +49,7 @@ def read_unprojection(path: Path) -> Levels:
     """Read which point is seen at which pixel.
 
     Args:
-        path: ``.npz`` of our own.
+        path: ``.npz`` of our own, or imaginaire's ``.pkl``.
 
     Returns:
         Point ids of each level, (H / 2^k, W / 2^k) int32, -1 for none.
@@ -53,30 +57,110 @@ def read_unprojection(path: Path) -> Levels:
     Raises:
         DataError: if the file is missing, damaged, or holds anything else.
     """
-    return _parse_npz(path, read_bytes(path, _NOUN))
+    data = read_bytes(path, _NOUN)
+    if path.suffix.lower() == ".pkl":
+        return parse_pickle(data, str(path))
+    return _parse_npz(path, data)
 
 
 def write_unprojection(path: Path, levels: Sequence[NDArray[np.integer[Any]]]) -> None:
     """Write which point is seen at which pixel; the file appears whole or not at all.
 
     Args:
-        path: ``.npz``.
+        path: ``.npz``, or ``.pkl`` for imaginaire.
         levels: point ids of each level, finest first; negative for none.
 
     Raises:
-        DataError: if a level has another size than half of the one before, or an id is too large.
+        DataError: if a level has another size than half of the one before, an id is too large, or it cannot be written.
     """
     checked = check_levels([np.asarray(level) for level in levels], str(path))
-    arrays: dict[str, NDArray[Any]] = {"sizes": np.array([level.shape for level in checked], np.uint32)}
-    for k, ids in enumerate(checked):
+    content = pickle_bytes(checked) if path.suffix.lower() == ".pkl" else _npz_bytes(checked)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path}: the unprojection cannot be written ({error.strerror})") from error
+
+
+def _npz_bytes(levels: Levels) -> bytes:
+    arrays: dict[str, NDArray[Any]] = {"sizes": np.array([level.shape for level in levels], np.uint32)}
+    for k, ids in enumerate(levels):
         pixels = np.flatnonzero(ids >= 0)
         arrays[f"pixel{k}"] = pixels.astype(np.uint32)
         arrays[f"point{k}"] = ids.ravel()[pixels].astype(np.uint32)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(buffer.getvalue())
-    os.replace(partial, path)
+    return buffer.getvalue()
+
+
+def pickle_bytes(levels: Levels) -> bytes:
+    """Unprojections in imaginaire's layout: of each level ``w<W>xh<H>`` a flat list of row, column and point id.
+
+    Args:
+        levels: point ids of each level, finest first, -1 for none.
+
+    Returns:
+        A pickle of protocol 3 with plain whole numbers.
+    """
+    entries = {}
+    for ids in levels:
+        rows, columns = np.nonzero(ids >= 0)
+        entries[f"w{ids.shape[1]}xh{ids.shape[0]}"] = np.stack([rows, columns, ids[rows, columns]], 1).ravel().tolist()
+    return pickle.dumps(entries, protocol=3)
+
+
+def parse_pickle(data: bytes, where: str) -> Levels:
+    """Read imaginaire's layout without running anything (see ``fastv2v.data.plain_pickle``).
+
+    Args:
+        data: the content of a ``.pkl`` file.
+        where: the file, for messages.
+
+    Returns:
+        As ``read_unprojection``.
+
+    Raises:
+        DataError: if it is damaged, holds anything else, or lacks a level between two others.
+    """
+    entries = load_plain(data, where)
+    if not isinstance(entries, dict) or not 1 <= len(entries) <= _MAX_LEVELS:
+        raise DataError(f"{where}: expected a dictionary of 1 to {_MAX_LEVELS} levels, named w1024xh512 and so on")
+    sized: dict[tuple[int, int], Any] = {}
+    for key, value in entries.items():
+        match = _LEVEL_KEY.fullmatch(key) if isinstance(key, str) else None
+        if match is None:
+            raise DataError(f"{where}: a level is named {str(key)[:30]!r}; expected w1024xh512 and so on")
+        sized[int(match["height"]), int(match["width"])] = value
+    sizes = sorted(sized, reverse=True)
+    check_sizes(sizes, where)
+    levels = []
+    for size in sizes:
+        at = f"{where}, level w{size[1]}xh{size[0]}"
+        triples = _triples(sized[size], at)
+        rows, columns, points = triples.T
+        inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+        if not inside.all():
+            row, column, _ = triples[~inside][0]
+            raise DataError(f"{at}: row {row}, column {column} lies outside; entries are row, column, point: {_HINT}")
+        levels.append(dense_level(rows * size[1] + columns, points, size, at))
+    return check_levels(levels, where)
+
+
+def _triples(value: Any, where: str) -> NDArray[np.int64]:
+    """(n, 3): row, column and point id of each entry; none where there is no mapping."""
+    if value is None:
+        return np.zeros((0, 3), np.int64)
+    if isinstance(value, np.ndarray):
+        if not np.issubdtype(value.dtype, np.integer) or value.size % 3 or value.ndim > 2:
+            raise DataError(f"{where}: expected row, column and point id of each entry; {_HINT}")
+        return value.reshape(-1, 3).astype(np.int64)
+    # Types first: NumPy would follow lists of lists of shared lists without end.
+    if not isinstance(value, list | tuple) or not set(map(type, value)) <= {int}:
+        raise DataError(f"{where}: expected a list of whole numbers; {_HINT}")
+    if len(value) % 3:
+        raise DataError(f"{where}: {len(value)} numbers are no multiple of 3 (row, column, point); {_HINT}")
+    return np.array(value, np.int64).reshape(-1, 3)
 
 
 def check_levels(levels: Sequence[NDArray[np.integer[Any]]], where: str) -> Levels:
