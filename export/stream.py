@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from export.bundle import Manifest
 from export.engines import StepEngine
 from export.history import ArrayHistory
-from export.inputs import encode_for
+from export.inputs import ConditionForm, encode_for
 from export.interpolation import ENGINE_OPTIONS, NETWORK_METHOD
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import BundleError, ConfigError, DataError, ShapeError
@@ -102,12 +102,36 @@ class StreamError(BundleError):
         self.frames = frames
 
 
+class StreamEngine(Protocol):
+    """What a stream has to know of any engine."""
+
+    name: str
+    """Name of the engine."""
+    precision: str
+    """Number format it computes in."""
+
+    @property
+    def form(self) -> ConditionForm:
+        """How it wants conditions."""
+        ...
+
+
 class _Keyframe(NamedTuple):
     """A keyframe as the worker hands it over."""
 
-    frame: NDArray[np.uint8]
+    frame: Any  # (H, W, 3) uint8; a tensor where it stays on a device (export.device_stream)
     is_synthesised: bool
     seconds: float
+
+
+class _Filler(Protocol):
+    """What is used here of a ``StreamFiller``."""
+
+    def push(
+        self, index: int, keyframe: Any, labels: Sequence[NDArray[np.integer]] | None = None, /
+    ) -> list[tuple[int, NDArray[np.uint8]]]: ...
+
+    def finish(self, total: int, /) -> list[tuple[int, NDArray[np.uint8]]]: ...
 
 
 class _Executor(Protocol):
@@ -157,10 +181,23 @@ class Stream:
         causal: bool = False,
         network: Network | None = None,
     ) -> None:
+        self._steps = engine
+        self._open(engine, manifest, overlap, seed_frame, causal, _interpolator(manifest, network))
+
+    def _open(
+        self,
+        engine: StreamEngine,
+        manifest: Manifest,
+        overlap: bool,
+        seed_frame: NDArray[np.uint8] | None,
+        causal: bool,
+        interpolator: Interpolator | None,
+    ) -> None:
+        """What streams of every kind begin with; those on a device fill gaps without the interpolator."""
         self.engine = engine
         self.manifest = manifest
         self._keyframes = _keyframe_config(manifest)
-        self._interpolator = _interpolator(manifest, network)
+        self._interpolator = interpolator
         self._is_causal = causal
         if causal and self._keyframes.policy == "adaptive":
             raise ConfigError(
@@ -222,7 +259,7 @@ class Stream:
 
         def step() -> object:
             encoded = encode_for(form, spec, taken.labels, taken.instances, taken.maps, out=past.next_condition)
-            return self.engine.run(encoded, past.conditions, past.frames, past.valid)
+            return self._steps.run(encoded, past.conditions, past.frames, past.valid)
 
         return step
 
@@ -244,7 +281,7 @@ class Stream:
         self._pending.clear()
         self._seed = seed
         self._selector = KeyframeSelector(self._keyframes, self.manifest.fps)
-        self._filler = StreamFiller(self._interpolator)
+        self._filler = self._new_filler()
         self._extrapolator = _extrapolator(self.manifest)
         self._latest: tuple[int, NDArray[np.integer] | None] | None = None
         self._history: ArrayHistory | None = None
@@ -349,6 +386,10 @@ class Stream:
         if broken is not None:
             raise broken
 
+    def _new_filler(self) -> _Filler:
+        assert self._interpolator is not None, "streams without one have fillers of their own"
+        return StreamFiller(self._interpolator)
+
     def _at_once(self, index: int, condition: ConditionMap) -> DeliveredFrame:
         """The frame of a condition without waiting for others.
 
@@ -421,7 +462,7 @@ class Stream:
             if self._seed is not None:
                 return _Keyframe(self._seed, False, time.perf_counter() - start)
         past = self._history
-        frame = self.engine.run(encoded, past.conditions, past.frames, past.valid)["frame"][0]
+        frame = self._steps.run(encoded, past.conditions, past.frames, past.valid)["frame"][0]
         if not np.isfinite(frame).all():
             raise BundleError(f"{self.engine.precision} gave values that are not finite; choose precision f32")
         past.advance(encoded.past, frame)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("fastv2v", "teachers", "students", "distill", "interpolate", "export", "benchmarks")
 CLI = ("fastv2v.cli", "fastv2v.commands")
-DEPLOYED = ("export.runtime", "export.stream", "export.live")
+DEPLOYED = ("export.runtime", "export.stream", "export.device_stream", "export.live")
 
 MAY_IMPORT = {
     "fastv2v": ("fastv2v",),
