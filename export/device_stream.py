@@ -37,6 +37,7 @@ from export.stream import (
     _Keyframe,
     _motion,
 )
+from export.torch_engine import Replay
 from fastv2v.contracts import FlowEstimator
 from fastv2v.errors import BundleError, ConfigError
 from interpolate.fill import gap_times
@@ -170,14 +171,29 @@ class _Landing(NamedTuple):
         return data
 
 
-def ferry_for(device: torch.device) -> Ferry:
-    """The way to a device.
+def named_device(name: str) -> torch.device:
+    """A device by torch's name, such as ``cuda``, ``cuda:1`` or ``cpu``.
 
     Raises:
-        ConfigError: if there is none.
+        BundleError: if this machine has no such device.
+        ConfigError: if streams run on no such device.
     """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{name!r} is no device; choose cuda, cuda:1 ... or cpu") from error
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"streams run on cuda devices and the cpu, not on {device}")
+        raise ConfigError(f"streams run on cuda devices and the cpu, not on {name}")
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
+        why = "this torch was built without CUDA" if torch.version.cuda is None else "the driver shows fewer"
+        raise BundleError(
+            f"{name} is not to be had here ({why}); fastv2v doctor tells what is, or leave the device out"
+        )
+    return device
+
+
+def ferry_for(device: torch.device) -> Ferry:
+    """The way to a device of ``named_device``."""
     return CudaFerry(device) if device.type == "cuda" else HostFerry()
 
 
@@ -357,8 +373,7 @@ class DeviceStream(Stream):
 
     Raises:
         BundleError: if the manifest asks for an interpolation that is not made on devices.
-        ConfigError: if a causal stream shall choose keyframes by frames that come later, or the device is of no known
-            kind.
+        ConfigError: if a causal stream shall choose keyframes by frames that come later.
         DataError: if the seed frame does not suit the bundle.
     """
 
@@ -527,6 +542,4 @@ def _recorder(device: torch.device) -> Callable[[Callable[[], None]], Callable[[
     """On CUDA GPUs work is recorded as a graph: it is hundreds of kernels of a few microseconds."""
     if device.type != "cuda":
         return None
-    from export.torch_engine import Replay
-
     return lambda work: Replay(work, device, graph=True)

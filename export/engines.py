@@ -277,15 +277,28 @@ class GpuEngine(NamedTuple):
     """The precisions that are worth measuring."""
     part: str | None = None
     """A file of the bundle that it cannot do without; None where the step graph is enough."""
+    step_opener: str | None = None
+    """``module:function`` like ``opener``, for ``export.device_stream``. Called with the bundle's folder, a precision
+    and a torch device; gives an ``export.device_step.DeviceStep``. None where there is none."""
 
 
 _TORCH_PRECISIONS = ("f32", "tf32", "bf16", "f16")
 GPU_ENGINES: Mapping[str, GpuEngine] = {
     "torch": GpuEngine(
-        "export.torch_engine:open_torch", _TORCH_PRECISIONS, "torch", ("tf32", "bf16", "f16"), TORCH_WEIGHTS
+        "export.torch_engine:open_torch",
+        _TORCH_PRECISIONS,
+        "torch",
+        ("tf32", "bf16", "f16"),
+        TORCH_WEIGHTS,
+        "export.torch_engine:open_torch_step",
     ),
     "torch-compiled": GpuEngine(
-        "export.torch_engine:open_compiled", _TORCH_PRECISIONS, "torch", ("bf16", "f16"), TORCH_WEIGHTS
+        "export.torch_engine:open_compiled",
+        _TORCH_PRECISIONS,
+        "torch",
+        ("bf16", "f16"),
+        TORCH_WEIGHTS,
+        "export.torch_engine:open_compiled_step",
     ),
     "onnxruntime-cuda": GpuEngine("export.onnxruntime_gpu:open_cuda", ("f32", "tf32"), "onnxruntime", ("tf32",)),
     "onnxruntime-tensorrt": GpuEngine(
@@ -293,6 +306,8 @@ GPU_ENGINES: Mapping[str, GpuEngine] = {
     ),
 }
 """Engines of GPUs. torch also runs on a CPU, where it is asked for by name."""
+DEVICE_ENGINES = tuple(name for name, engine in GPU_ENGINES.items() if engine.step_opener is not None)
+"""Those that can keep history and frames on the GPU."""
 
 AUTO = "auto"
 """In the place of an engine's name: choose by measurement."""
@@ -423,15 +438,48 @@ def open_tested_engine(candidate: Candidate, folder: Path, threads: int | None =
 
 
 def _open_gpu_engine(candidate: Candidate, folder: Path, threads: int | None) -> OpenedEngine:
+    opener: Callable[[Path, str, int | None], OpenedEngine] = _gpu_function(
+        candidate, GPU_ENGINES[candidate.engine].opener
+    )
+    return opener(folder, candidate.precision, threads)
+
+
+def open_device_step(candidate: Candidate, folder: Path, device: Any) -> Any:
+    """Open a bundle's step so that its history stays on a device.
+
+    Args:
+        candidate: which engine, in which precision.
+        folder: the bundle.
+        device: a ``torch.device``.
+
+    Returns:
+        An ``export.device_step.DeviceStep`` (not named here: this module knows no torch).
+
+    Raises:
+        BundleError: if it cannot run there.
+        ConfigError: if there is no such engine or precision, or the engine keeps nothing on a device.
+        MissingExtraError: if it is not installed.
+    """
+    engine_precisions(candidate.engine)  # refuses an engine there is not
+    opener = GPU_ENGINES[candidate.engine].step_opener if candidate.engine in GPU_ENGINES else None
+    if opener is None:
+        raise ConfigError(
+            f"{candidate.engine} keeps no frames on a device; with a device choose from {', '.join(DEVICE_ENGINES)}"
+        )
+    return _gpu_function(candidate, opener)(Path(folder), candidate.precision, device)
+
+
+def _gpu_function(candidate: Candidate, place: str) -> Callable[..., Any]:
+    """``module:function`` of an engine of GPUs, imported."""
     parse_engine(f"{candidate.engine}:{candidate.precision}")  # refuses a precision it does not know
-    module, function = GPU_ENGINES[candidate.engine].opener.split(":")
+    module, function = place.split(":")
     try:
-        opener: Callable[[Path, str, int | None], OpenedEngine] = getattr(importlib.import_module(module), function)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         if error.name != GPU_ENGINES[candidate.engine].package:
             raise
         raise MissingExtraError(f"{candidate.engine} needs {error.name}: pip install {error.name}") from error
-    return opener(folder, candidate.precision, threads)
+    return found
 
 
 def open_named_engine(candidate: Candidate, folder: Path, threads: int | None = None) -> OpenedEngine:

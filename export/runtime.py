@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from export.camera import Camera, CameraConfig
 from export.convert import Converter, edge_converter, picture_conditions
 from export.engines import (
     AUTO,
+    DEVICE_ENGINES,
     ENGINES,
     GPU_ENGINES,
     INT8,
@@ -27,6 +29,7 @@ from export.engines import (
     Candidate,
     OpenedEngine,
     engine_precisions,
+    open_device_step,
     open_named_engine,
     open_tested_engine,
     parse_engine,
@@ -77,6 +80,8 @@ def open_bundle(
     overlap: bool = True,
     seed_frame: NDArray[np.uint8] | None = None,
     causal: bool = False,
+    device: str | None = None,
+    raft_weights: Path | None = None,
 ) -> Stream:
     """Check a bundle and open it as a stream.
 
@@ -90,12 +95,18 @@ def open_bundle(
         overlap: synthesise in a worker thread while the calling thread interpolates.
         seed_frame: real first frame, uint8 RGB (H, W, 3), or None to start from nothing.
         causal: hand over the frame of each condition at once, see ``Stream``.
+        device: ``cuda``, ``cuda:1`` ... or ``cpu``: make, keep and fill in frames there with torch, so that they leave
+            it once (``export.device_stream``). Needs one of ``DEVICE_ENGINES``; ``auto`` takes the fastest measured
+            one of them, else torch.
+        raft_weights: with a device, state dict of torchvision's raft_small, which then finds the flow between
+            keyframes.
 
     Returns:
         A stream that waits for its first condition.
 
     Raises:
         BundleError: if the bundle is damaged, or no engine can run it here.
+        CheckpointError: if the file of weights does not hold RAFT's.
         ConfigError: if there is no such engine or precision, or a causal stream cannot choose its keyframes.
         DataError: if the seed frame does not suit the bundle.
         MissingExtraError: if the named engine is not installed.
@@ -106,6 +117,13 @@ def open_bundle(
         raise ConfigError(f"{engine}:{named} and precision {precision} contradict each other; give one of the two")
     precision = precision or named
     manifest = load_manifest(folder)
+    if device is not None:
+        candidate = _device_candidate(folder, manifest, engine, precision)
+        return _open_on_device(
+            folder, manifest, candidate, device, raft_weights, overlap=overlap, seed_frame=seed_frame, causal=causal
+        )
+    if raft_weights is not None:
+        raise ConfigError("RAFT fills gaps on a device; give one (--device cuda) or leave its weights out")
     opened: OpenedEngine
     if engine == AUTO:
         opened = _open_best(folder, manifest, precision, threads)
@@ -117,6 +135,39 @@ def open_bundle(
     asked = _asked_of_network(manifest, opened, engine, precision)
     network = open_network(folder, manifest, threads, asked) if is_network else None
     return Stream(opened, manifest, overlap=overlap, seed_frame=seed_frame, causal=causal, network=network)
+
+
+def _device_candidate(folder: Path, manifest: Manifest, engine: str, precision: str | None) -> Candidate:
+    """The engine of a stream on a device."""
+    if engine != AUTO:
+        return Candidate(engine, precision or _measured_precision(manifest, engine))
+    measured = [c for c in _measured(manifest) if c.engine in DEVICE_ENGINES and precision in (None, c.precision)]
+    if measured:
+        log.info("%s: %s was the fastest measured here that keeps frames on a device", folder.name, measured[0])
+        return measured[0]
+    log.info("%s: no engine that keeps frames on a device was measured for this bundle; taking torch", folder.name)
+    return Candidate("torch", precision or engine_precisions("torch")[0])
+
+
+def _open_on_device(
+    folder: Path, manifest: Manifest, candidate: Candidate, name: str, raft_weights: Path | None, **options: Any
+) -> Stream:
+    """A stream on a device; only here does this module meet torch.
+
+    Raises:
+        MissingExtraError: if torch is not installed.
+    """
+    try:
+        from export.device_stream import DeviceStream, named_device
+        from fastv2v.nn.optical_flow import RAFTFlow
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError("streams on a device need torch: pip install torch") from error
+    device = named_device(name)
+    raft = None if raft_weights is None else RAFTFlow.torchvision("small", raft_weights, device)
+    step = open_device_step(candidate, folder, device)
+    return DeviceStream(step, manifest, estimator=raft, **options)
 
 
 def _asked_of_network(manifest: Manifest, step: OpenedEngine, engine: str, precision: str | None) -> Candidate | None:

@@ -382,7 +382,7 @@ def load_student(folder: Path) -> tuple[StepModel, tuple[int, int], ConditionSpe
 
 
 def open_torch_step(
-    folder: Path, precision: str = "f32", *, device: torch.device | None = None, compiled: bool = False
+    folder: Path, precision: str = "f32", device: torch.device | None = None, *, compiled: bool = False
 ) -> TorchStep:
     """Open a bundle's student as a step that keeps its history on the device.
 
@@ -396,6 +396,11 @@ def open_torch_step(
         BundleError: if the bundle has no weights for torch, or ``TorchStep`` refuses.
     """
     return TorchStep(*load_student(folder), device=device, precision=precision, compiled=compiled)
+
+
+def open_compiled_step(folder: Path, precision: str = "f32", device: torch.device | None = None) -> TorchStep:
+    """``open_torch_step`` with kernels that torch writes for it."""
+    return open_torch_step(folder, precision, device, compiled=True)
 
 
 def open_torch(folder: Path, precision: str, threads: int | None = None) -> TorchEngine:

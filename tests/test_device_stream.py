@@ -7,7 +7,7 @@ from device_steps import TinyArrayStep, TinyDeviceStep
 from pictures import psnr_db
 from tiny_bundle import SIZE, label_maps, manifest
 
-from export.device_stream import DeviceFiller, DeviceStream, HostFerry, blend_between, ferry_for
+from export.device_stream import DeviceFiller, DeviceStream, HostFerry, blend_between, named_device
 from export.stream import Stream, StreamError
 from fastv2v.errors import BundleError, ConfigError, DataError
 from interpolate.fill import fill
@@ -198,7 +198,11 @@ class TestFailures:
         with pytest.raises(BundleError, match="grade 'magic' is unknown"):
             DeviceStream(TinyDeviceStep(), manifest(interpolation={"method": "dis", "grade": "magic"}))
         with pytest.raises(ConfigError, match="on cuda devices and the cpu, not on meta"):
-            ferry_for(torch.device("meta"))
+            named_device("meta")
+        with pytest.raises(ConfigError, match="'toaster' is no device"):
+            named_device("toaster")
+        with pytest.raises(BundleError, match="cuda:999 is not to be had here"):
+            named_device("cuda:999")
 
 
 class TestFiller:

@@ -46,6 +46,17 @@ def only_these(folder, *names):
     return sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
+def test_raft_its_weights_and_a_device_go_together(bundle, labels, tmp_path, capsys):
+    out = tmp_path / "out"
+    for more in (["--flow", "raft"], ["--raft-weights", "raft.pth"], ["--flow", "raft", "--raft-weights", "raft.pth"]):
+        with pytest.raises(SystemExit):
+            stream(bundle, labels, out, *more)
+        assert "RAFT, its weights and a device go together" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="onnxruntime keeps no frames on a device"):
+        stream(bundle, labels, out, "--device", "cpu")
+    assert not out.exists()
+
+
 class TestConditions:
     def test_files_come_in_the_order_of_their_numbers(self, labels):
         assert [path.stem for path in condition_files(labels)] == [f"frame_{i}" for i in range(11)]

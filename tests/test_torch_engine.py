@@ -194,6 +194,27 @@ class TestBundle:
         for other in streams[1:]:
             assert max(np.abs(a.astype(int) - b).max() for a, b in zip(streams[0], other, strict=True)) <= 1
 
+    @pytest.mark.parametrize("engine", ["auto", "torch", "torch:f32"])
+    def test_a_stream_on_a_device_gives_the_same_keyframes(self, bundle, engine):
+        conditions = [(x, x) for x in drawn(9)]
+        with open_bundle(bundle[0], engine="onnxruntime", threads=1) as stream:
+            wanted = list(stream.frames(conditions))
+        with open_bundle(bundle[0], engine=engine, device="cpu") as stream:
+            assert stream.engine_name == "torch f32"
+            made = list(stream.frames(conditions))
+        assert [d.is_keyframe for d in made] == [d.is_keyframe for d in wanted]
+        for one, other in zip(made, wanted, strict=True):
+            if one.is_keyframe:
+                assert np.abs(one.frame.astype(int) - other.frame).max() <= 1
+
+    def test_devices_that_are_not_there_and_engines_that_keep_nothing_are_refused(self, bundle):
+        with pytest.raises(BundleError, match="cuda:999 is not to be had here"):
+            open_bundle(bundle[0], device="cuda:999")
+        with pytest.raises(ConfigError, match=r"onnxruntime keeps no frames on a device; .*choose from torch, "):
+            open_bundle(bundle[0], engine="onnxruntime", device="cpu")
+        with pytest.raises(ConfigError, match=r"RAFT fills gaps on a device; give one"):
+            open_bundle(bundle[0], raft_weights=bundle[0] / "raft.pth")
+
     def test_a_step_is_opened_by_the_folder_alone(self, bundle):
         step = open_torch_step(bundle[0], device=CPU)
         assert (step.name, step.precision, step.device) == ("torch", "f32", CPU)

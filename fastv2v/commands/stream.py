@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import cv2
 import numpy as np
@@ -96,6 +96,13 @@ class StreamArgs:
     engine: str = AUTO
     """Engine, as NAME or NAME:PRECISION (openvino:bf16, torch:f16); auto takes the fastest that was measured and
     accepted at export."""
+    device: str | None = None
+    """cuda, cuda:1 ... or cpu: make, keep and fill in all frames there with torch, so that they leave a GPU once. Takes
+    the engines torch, torch-compiled and tensorrt. By default gaps are filled on the CPU."""
+    flow: Literal["search", "raft"] = "search"
+    """With --device, what finds the motion that gaps are filled by: a search, or RAFT-small, slower, with weights."""
+    raft_weights: Path | None = None
+    """State dict of torchvision's raft_small, for --flow raft."""
     threads: int | None = None
     """CPU threads; all by default."""
     causal: bool = False
@@ -119,6 +126,10 @@ class StreamArgs:
             )
         if self.frames is not None and self.frames < 1:
             raise ConfigError(f"--frames must be at least 1, got {self.frames}")
+        if (self.flow == "raft") != (self.raft_weights is not None) or (self.flow == "raft" and self.device is None):
+            raise ConfigError(
+                "RAFT, its weights and a device go together: --device cuda --flow raft --raft-weights FILE"
+            )
         of_data = self.sequence is not None or self.given_frame or self.phase != "test" or self.test_tail
         of_pictures = self.instances is not None or self.seed_frame is not None or self.missing != "fail"
         if (of_data and self.data is None) or (of_pictures and self.data is not None):
@@ -245,7 +256,14 @@ def main(argv: list[str]) -> int:
     files = None
     if given is not None and given != PIPE and not given.is_file():
         files = settle_missing(condition_files(given), args.missing)
-    with open_bundle(args.bundle, engine=args.engine, threads=args.threads, causal=args.causal) as stream:
+    with open_bundle(
+        args.bundle,
+        engine=args.engine,
+        threads=args.threads,
+        causal=args.causal,
+        device=args.device,
+        raft_weights=args.raft_weights,
+    ) as stream:
         cv2.setNumThreads(filling_threads(args.threads or this_machine()["cores"], overlap=not args.causal))
         written, seconds, broken = _run(args, stream, files)
         stats = stream.stats
