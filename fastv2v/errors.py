@@ -42,6 +42,12 @@ class ParityError(BundleError):
     exit_status = 1
 
 
+class BuildCancelledError(BundleError):
+    """The caller stopped the build of an engine."""
+
+    exit_status = 1
+
+
 class MediaError(FastV2VError, RuntimeError):
     """A video or picture could not be read or written."""
 

@@ -68,6 +68,7 @@ TORCH_FREE = (
     "export.onnxruntime_gpu",
     "export.schema",
     "export.sources",
+    "export.tensorrt_store",
     "benchmarks.results",
 )
 """Modules that must load without torch, with everything inside them where they are packages but the core itself."""

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from benchmarks.cost import step_cost
 from export.build import BundleDetails, InterpolationPart, build_bundle
-from export.bundle import MANIFEST, Cost, Manifest
-from export.choose import EngineGuard
-from export.engines import AUTO, parse_engine
+from export.bundle import MANIFEST, Cost, Manifest, load_manifest
+from export.choose import EngineGuard, Probe, choose_engine
+from export.engines import AUTO, Candidate, parse_engine
 from export.interpolation import NETWORK_METHOD
+from export.tensorrt_builder import ParityClip, build_engine
+from export.tensorrt_store import TensorRTConfig
 from fastv2v import __version__
 from fastv2v.architecture import load_trained
+from fastv2v.commands import export_engine
 from fastv2v.commands.arguments import parse
 from fastv2v.commands.parts import check_condition, data_of
 from fastv2v.data.clip import Clip
@@ -42,7 +45,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Export a student: ONNX step graph, checked against torch over a clip; engines measured; all in one folder."""
+    """Export a student: ONNX step graph, checked against torch over a clip; engines measured; all in one folder.
+
+    With --bundle NAME.v2v, a bundle that exists is given a TensorRT engine for this machine instead; fastv2v export
+    --bundle NAME.v2v --help has the options.
+    """
 
     run: Path
     """Run or checkpoint of the student."""
@@ -66,7 +73,10 @@ class Export:
     """Also measure engines on a copy of the graph with quantised convolutions, calibrated on the same keyframes; the
     bundle keeps it where it passes the guard."""
     engine: str = AUTO
-    """Engine to choose, as NAME or NAME:PRECISION; auto takes the fastest of all that run here and keep the quality."""
+    """Engine to choose, as NAME or NAME:PRECISION; auto takes the fastest of all that run here and keep the quality.
+    tensorrt is built for this machine's GPU first, which takes minutes."""
+    tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
+    """How a TensorRT engine is built."""
     torch_weights_mb: float = 64.0
     """Also keep the student's own weights in the bundle, for the engines of torch, where they take at most so many MB
     (10^6 bytes); 0 leaves them out."""
@@ -88,6 +98,13 @@ class Export:
             raise ConfigError(f"a comparison needs at least 2 keyframes, got frames {self.frames}")
         if parse_engine(self.engine)[0] != AUTO and not self.measure:
             raise ConfigError(f"--engine {self.engine} is chosen by measuring; leave out --no-measure")
+        if self.is_tensorrt:
+            export_engine.tensorrt_config(self.engine, self.tensorrt)
+
+    @property
+    def is_tensorrt(self) -> bool:
+        """Whether an engine is built for the GPU of this machine."""
+        return parse_engine(self.engine)[0] == export_engine.TENSORRT
 
 
 def export_bundle(args: Export) -> Manifest:
@@ -104,6 +121,7 @@ def export_bundle(args: Export) -> Manifest:
             raise BundleError(f"{args.out} exists already; choose another name or pass --overwrite")
         if args.out.is_symlink() or not (args.out / MANIFEST).is_file():
             raise BundleError(f"{args.out} is not a bundle and is not replaced; move it away or choose another name")
+    runner = export_engine.check_tensorrt() if args.is_tensorrt else None
     trained = load_trained(args.run)
     spec = trained.architecture.condition
     if isinstance(trained.generator, CoarseToFineGenerator):
@@ -147,7 +165,7 @@ def export_bundle(args: Export) -> Manifest:
         _LOG.info("%s: keeps %.1f MB of weights for the engines of torch", args.out.name, weights_mb)
     with torch.no_grad():
         conditions = encode_clip(spec, clip)[0]
-    return build_bundle(
+    manifest = build_bundle(
         trained.generator,
         args.out,
         details,
@@ -157,12 +175,23 @@ def export_bundle(args: Export) -> Manifest:
         measure=args.measure,
         int8=args.int8,
         guard=args.guard,
-        engine=args.engine,
+        engine=AUTO if args.is_tensorrt else args.engine,
         architecture=trained.architecture if keeps_weights else None,
         threads=args.threads,
         overwrite=args.overwrite,
         interpolation=part,
     )
+    if runner is None:
+        return manifest
+    config = export_engine.tensorrt_config(args.engine, args.tensorrt)
+    what = f"{len(conditions)} keyframes of {args.data.name}, {args.keyframes.gap} frames apart"
+    with export_engine.build_bar(args.out.stem) as progress:
+        record = build_engine(args.out, ParityClip(conditions.numpy(), what), config, progress=progress, runner=runner)
+    export_engine.show(args.out, record)
+    chosen = [Candidate(export_engine.TENSORRT, config.precision)]
+    keyframes = Probe(conditions.numpy(), clip.frames[0].numpy())
+    choose_engine(args.out, keyframes, candidates=chosen, guard=args.guard, threads=args.threads, forced=True)
+    return load_manifest(args.out)
 
 
 def motion_of(fusion: TrainedFusion, args: Export) -> MotionConfig:
@@ -285,7 +314,9 @@ def show(args: Export, manifest: Manifest) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """``fastv2v export --run RUN --data DIR --out NAME.v2v``."""
+    """``fastv2v export --run RUN --data DIR --out NAME.v2v``, or ``--bundle NAME.v2v`` for one that exists."""
+    if any(word.split("=")[0] == "--bundle" for word in argv):
+        return export_engine.main(argv)
     args = parse(Export, "fastv2v export", argv)
     manifest = export_bundle(args)
     show(args, manifest)

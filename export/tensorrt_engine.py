@@ -1,0 +1,352 @@
+"""A TensorRT engine of a bundle, run: on arrays (``TensorRTEngine``) or with everything on the GPU (``TensorRTStep``).
+
+Neither ever builds: an engine that does not fit this machine is refused with the reason, and
+``export.tensorrt_builder`` builds another from the graph in the bundle. Needs torch; TensorRT when an engine is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.device_step import Array, DeviceHistory, DeviceInputs, TensorCondition, upload_to
+from export.engines import STEP_INPUTS, GraphEngine, check_warp
+from export.inputs import ConditionForm, StepCondition, form_of
+from export.tensorrt_api import CudaRunner, Log, Runner, describe_site, refuse, require_tensorrt
+from export.tensorrt_store import (
+    PRECISIONS,
+    SELF_TEST_PLAN,
+    STEP_PLAN,
+    EngineRecord,
+    find_engine,
+    plan_version,
+    version_numbers,
+)
+from fastv2v.errors import BundleError, ShapeError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+log = logging.getLogger(__name__)
+
+NAME = "tensorrt"
+_TYPES: Mapping[str, torch.dtype] = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT8": torch.int8,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+    "UINT8": torch.uint8,
+}
+
+
+class LoadedPlan:
+    """A plan on a GPU with memory for everything that goes in and out.
+
+    Args:
+        plan: as the builder wrote it.
+        runner: the GPU.
+        where: file, for messages.
+        host_code: let the plan bring code of its own, which version-compatible ones do.
+
+    Raises:
+        BundleError: if TensorRT refuses it, with both versions and what TensorRT said.
+        MissingExtraError: if TensorRT is not installed.
+    """
+
+    def __init__(self, plan: bytes, runner: Runner, *, where: str, host_code: bool = False) -> None:
+        version = require_tensorrt()
+        import tensorrt as trt
+
+        self.where, self._runner, self._log = where, runner, Log()
+        written = plan_version(plan)
+        if written is not None and written != version_numbers(version) and not host_code:
+            raise BundleError(
+                f"{where} was written by TensorRT {'.'.join(map(str, written))} and this is {version}; build it anew"
+            )
+        self._runtime: trt.Runtime = self._log.made(trt.Runtime)
+        self._runtime.engine_host_code_allowed = host_code
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            by = "" if written is None else f" written by {'.'.join(map(str, written))}"
+            refuse(f"TensorRT {version} refuses {where}{by}", self._log)
+        self._engine = engine
+        context = engine.create_execution_context()
+        if context is None:
+            refuse(f"there is no room to run {where}, which wants {engine.device_memory_size_v2 >> 20} MiB", self._log)
+        self._context = context
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        # Inputs first: the shapes of outputs follow from theirs.
+        self.shapes = {name: self._fix_input(name) for name in inputs}
+        """Shape of every input."""
+        if missing := context.infer_shapes():
+            raise BundleError(f"{where}: the shapes of {', '.join(missing)} are open; build it anew")
+        shapes = self.shapes | {n: tuple(context.get_tensor_shape(n)) for n in names if n not in inputs}
+        self.tensors = {name: self._allocate(name, shape) for name, shape in shapes.items()}
+        """Every input and output by name, in the memory the plan reads and writes."""
+        self.outputs = tuple(name for name in names if name not in inputs)
+        """Names of the outputs."""
+
+    def _fix_input(self, name: str) -> tuple[int, ...]:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if -1 in shape:  # a range of shapes: the one it was tuned for
+            shape = tuple(self._engine.get_tensor_profile_shape(name, 0)[1])
+        if not self._context.set_input_shape(name, shape):
+            refuse(f"{self.where} refuses shape {shape} for {name}", self._log)
+        return shape
+
+    def _allocate(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        kind = self._engine.get_tensor_dtype(name).name
+        if kind not in _TYPES:
+            raise BundleError(f"{self.where}: {name} is of type {kind}, which torch does not know; build it anew")
+        made = torch.zeros(shape, dtype=_TYPES[kind], device=self._runner.device)
+        self._point(name, made)
+        return made
+
+    def bind(self, name: str, tensor: Tensor) -> None:
+        """Let the plan read or write memory of the caller's, which is kept alive from now on.
+
+        Args:
+            name: of an input or output.
+            tensor: of its very shape and type, contiguous and aligned.
+
+        Raises:
+            ShapeError: if the memory does not suit.
+        """
+        own = self.tensors[name]
+        wanted, given = (f"{tuple(x.shape)} of {x.dtype}" for x in (own, tensor))
+        if wanted != given:
+            raise ShapeError(f"{self.where}: {name} is {wanted}, not {given}")
+        if not tensor.is_contiguous() or tensor.data_ptr() % self._runner.alignment:
+            unit = self._runner.alignment
+            raise ShapeError(f"{self.where}: the memory for {name} is not contiguous or not aligned to {unit} bytes")
+        self._point(name, tensor)
+        self.tensors[name] = tensor
+
+    def _point(self, name: str, tensor: Tensor) -> None:
+        if not self._context.set_tensor_address(name, tensor.data_ptr()):
+            refuse(f"{self.where} refuses the memory for {name}", self._log)
+
+    def enqueue(self) -> None:
+        """Queue one run on the runner's stream.
+
+        Raises:
+            BundleError: if TensorRT does not take it; while a graph is recorded this may mean that it cannot be.
+        """
+        if not self._context.execute_async_v3(self._runner.handle):
+            refuse(f"{self.where} did not run", self._log)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a run needs beside the weights, and the memory of inputs and outputs."""
+        return int(self._engine.device_memory_size_v2) + sum(x.nbytes for x in self.tensors.values())
+
+    def describe(self) -> str:
+        """TensorRT's own account of the layers it chose, in JSON."""
+        import tensorrt as trt
+
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+
+
+class PlanEngine(GraphEngine):
+    """A plan on arrays; what every engine of a bundle is compared and tested with.
+
+    Args:
+        plan: on the GPU.
+        runner: the GPU.
+        precision: number format it computes in.
+        path: file, for messages.
+    """
+
+    name = NAME
+    precisions = PRECISIONS
+
+    def __init__(self, plan: LoadedPlan, runner: Runner, precision: str, path: Path) -> None:
+        # Nothing is opened here and no CPU threads are asked for, so the base class has nothing to set up.
+        self.path, self.threads, self.precision = path, 1, precision
+        self.shapes = plan.shapes
+        self._plan, self._runner = plan, runner
+        self._upload = upload_to(runner.device)
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See ``GraphEngine.infer``."""
+        with self._runner.on():
+            self._upload([(feeds[name], self._plan.tensors[name]) for name in self.shapes])
+            self._plan.enqueue()
+            made = {name: self._plan.tensors[name].float().to("cpu", copy=True) for name in self._plan.outputs}
+        return {name: x.numpy() for name, x in made.items()}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory it holds beside the weights."""
+        return self._plan.memory_bytes
+
+
+class TensorRTEngine(PlanEngine):
+    """The TensorRT engine of a bundle on arrays: see ``export.engines.StepEngine``.
+
+    Args:
+        folder: the bundle.
+        precision: number format; None takes the first the bundle has of f16, bf16, f32 and int8.
+        runner: the GPU; by default torch's current one.
+
+    Raises:
+        BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
+        MissingExtraError: if TensorRT is not installed or there is no GPU.
+    """
+
+    def __init__(self, folder: Path, precision: str | None = None, *, runner: Runner | None = None) -> None:
+        opened = open_plan(Path(folder), precision, runner)
+        super().__init__(opened.plan, opened.runner, opened.record.config.precision, opened.path)
+        self.record = opened.record
+        """What is known of the engine."""
+
+    @property
+    def where(self) -> str:
+        """Where it runs, for messages."""
+        return f"on {self._runner.describe().name}"
+
+
+def open_tensorrt(folder: Path, precision: str, threads: int | None = None) -> TensorRTEngine:
+    """Open the TensorRT engine of a bundle, as the list of engines asks for it; ``threads`` is of no use here.
+
+    Raises:
+        BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
+        MissingExtraError: if TensorRT is not installed or there is no GPU.
+    """
+    return TensorRTEngine(folder, precision)
+
+
+class OpenedPlan(NamedTuple):
+    """The step of a bundle on a GPU, after its self-test."""
+
+    plan: LoadedPlan
+    runner: Runner
+    record: EngineRecord
+    path: Path
+
+
+def open_plan(folder: Path, precision: str | None, runner: Runner | None) -> OpenedPlan:
+    """Find the engine of a bundle that fits, let it sample a half-pixel warp, and put the step onto the GPU.
+
+    Raises:
+        BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
+        MissingExtraError: if TensorRT is not installed or there is no GPU.
+    """
+    require_tensorrt()
+    used = runner if runner is not None else CudaRunner()
+    site = describe_site(used)
+    place, record = find_engine(folder, site, precision)
+    if site.gpu.driver != record.site.gpu.driver:
+        log.warning("%s was built under driver %s and this is %s", place, record.site.gpu.driver, site.gpu.driver)
+
+    def load(name: str) -> LoadedPlan:
+        path = place / name
+        return LoadedPlan(path.read_bytes(), used, where=str(path), host_code=record.config.version_compatible)
+
+    check_warp(PlanEngine(load(SELF_TEST_PLAN), used, record.config.precision, place / SELF_TEST_PLAN))
+    return OpenedPlan(load(STEP_PLAN), used, record, place / STEP_PLAN)
+
+
+class TensorRTStep:
+    """The TensorRT engine of a bundle with its history on the GPU: see ``export.device_step.DeviceStep``.
+
+    The step and the moving of the history are one CUDA graph, queued by a single call. Where the engine cannot be
+    recorded, they are queued one by one.
+
+    Args:
+        folder: the bundle.
+        precision: number format; None takes the first the bundle has of f16, bf16, f32 and int8.
+        runner: the GPU; by default torch's current one.
+        record: False queues every step by itself, without a graph.
+
+    Raises:
+        BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
+        MissingExtraError: if TensorRT is not installed or there is no GPU.
+    """
+
+    name = NAME
+
+    def __init__(
+        self, folder: Path, precision: str | None = None, *, runner: Runner | None = None, record: bool = True
+    ) -> None:
+        self._plan, self._runner, self.record, path = open_plan(Path(folder), precision, runner)
+        self.precision, self.device = str(self.record.config.precision), self._runner.device
+        self.form: ConditionForm = form_of(self._plan.shapes)
+        """How it wants conditions."""
+        missing = [name for name in STEP_INPUTS[1:3] if name not in self._plan.shapes]
+        if missing or "frame" not in self._plan.outputs:
+            raise BundleError(f"{path} is not a step: it lacks {', '.join(missing) or 'the output frame'}")
+        self._inputs, self._history = _buffers(self._plan, self.form, self.device)
+        past = zip(STEP_INPUTS[1:], (self._history.conditions, self._history.frames, self._history.valid), strict=True)
+        for name, tensor in {**self._inputs.tensors, **dict(past)}.items():
+            if name in self._plan.shapes:
+                self._plan.bind(name, tensor)
+        self._frame = self._plan.tensors["frame"]
+        with self._runner.on():
+            self._work()  # whatever is set up at the first run cannot be part of a graph
+        self._runner.wait()
+        replay = self._runner.capture(self._work) if record else None
+        self.is_graph = replay is not None
+        """Whether a step is one CUDA graph."""
+        self._step: Callable[[], None] = replay or self._work
+
+    def _work(self) -> None:
+        self._plan.enqueue()
+        self._history.advance(self._inputs.past, self._frame)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory beside the weights."""
+        return self._plan.memory_bytes
+
+    def start(self, first: StepCondition | TensorCondition, seed_frame: Array | None = None) -> None:
+        """See ``DeviceStep.start``."""
+        with self._runner.on():
+            self._history.start(torch.as_tensor(first.past), seed_frame)
+
+    def step(self, condition: StepCondition | TensorCondition) -> Tensor:
+        """See ``DeviceStep.step``."""
+        with self._runner.on():
+            self._inputs.load(condition)
+            self._step()
+        return self._frame
+
+
+def open_step(folder: Path, precision: str, device: torch.device) -> TensorRTStep:
+    """Open the TensorRT engine of a bundle with its history on the GPU, as the list of engines asks for it.
+
+    Raises:
+        BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
+        MissingExtraError: if TensorRT is not installed or there is no GPU.
+    """
+    return TensorRTStep(folder, precision, runner=CudaRunner(device))
+
+
+def _buffers(plan: LoadedPlan, form: ConditionForm, device: torch.device) -> tuple[DeviceInputs, DeviceHistory]:
+    """Inputs and history of a plan's shapes."""
+    past_shape = plan.shapes["history_conditions"]
+    present = {name: shape for name, shape in plan.shapes.items() if name not in STEP_INPUTS[1:]}
+    arrays: dict[str, NDArray[Any]] = {
+        name: np.zeros(shape, np.float32 if plan.tensors[name].is_floating_point() else np.int32)
+        for name, shape in present.items()
+    }
+    # Mostly what is kept of a condition is an input itself.
+    same = [x for name, x in arrays.items() if name in ("coarse", "condition") and x.shape[1:] == past_shape[2:]]
+    past = same[0][0] if same else np.zeros(past_shape[2:], np.float32)
+    history = DeviceHistory(
+        (past_shape[2], past_shape[3], past_shape[4]), past_shape[1], scale=form.scale, device=device
+    )
+    return DeviceInputs(StepCondition(arrays, past), device), history
