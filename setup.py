@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
-    package_data={"fastv2v": ["py.typed"], "benchmarks": ["templates/*"]},
+    package_data={"fastv2v": ["py.typed"], "export": ["operators.json"], "benchmarks": ["templates/*"]},
     entry_points={"console_scripts": ["fastv2v=fastv2v.cli:main"]},
     install_requires=[
         "accelerate>=1.10",

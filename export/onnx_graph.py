@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +28,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 
 from export.engines import STEP_OUTPUTS, WARP_SELF_TEST, StepEngine
+from export.graph_check import RENAMED_OPSET
+from export.graphs import check_valid, opset_of, save_graph
 from fastv2v.contracts import FrameOutput, History, StepModel
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 OPSET = 18
 """The newest operator set in which a bilinear ``GridSample`` still carries the name every engine understands."""
-_FIRST_RENAMED_OPSET = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +94,9 @@ class _CompactGraph(StepGraph):
         # One row more than classes: pixels that are of none.
         self.register_buffer("table", torch.cat([classes, torch.zeros_like(classes[:1])]) + bias)
         self.register_buffer("edge_weight", weight[:, -1:, None].clone()[None] if edges else None)
+        foreground = torch.zeros(len(classes) + 1, 1)
+        foreground[list(model.foreground_channels)] = 1
+        self.register_buffer("foreground", foreground if model.foreground_channels else None)
 
     def forward(
         self,
@@ -109,8 +111,8 @@ class _CompactGraph(StepGraph):
         if edges is not None:
             embedded = embedded + edges * cast(Tensor, self.edge_weight)
         mask = None
-        if channels := self.model.foreground_channels:
-            mask = torch.stack([labels == c for c in channels]).any(dim=0).float()[:, None]
+        if self.foreground is not None:
+            mask = F.embedding(labels, cast(Tensor, self.foreground)).permute(0, 3, 1, 2)
         conditions = torch.cat([history_conditions.flatten(1, 2), coarse], dim=1)
         output = self.model.draw(embedded, conditions, History(history_conditions, history_frames, valid), mask)
         return tuple(getattr(output, name) for name in self.outputs)
@@ -162,7 +164,7 @@ def export_step(
     graph, example = step_module(model, size, spec, outputs)
     proto = _trace(graph, example, graph.outputs, opset, f"{type(model).__name__}.step")
     _check_graph(proto, opset, size)
-    _write_atomically(proto, Path(path))
+    save_graph(proto, Path(path))
     nodes = dict(Counter(node.op_type for node in proto.graph.node).most_common())
     outputs = tuple(output.name for output in proto.graph.output)
     log.info("exported %s: opset %d, %d nodes, outputs %s", path, opset, sum(nodes.values()), ", ".join(outputs))
@@ -220,7 +222,7 @@ def export_network(network: nn.Module, path: Path, shape: tuple[int, ...], names
     example = {names[0]: torch.zeros(shape)}
     proto = _trace(_deployable(network), example, names[1:], OPSET, type(network).__name__)
     _check_graph(proto, OPSET, (shape[-2], shape[-1]))
-    _write_atomically(proto, Path(path))
+    save_graph(proto, Path(path))
     nodes = dict(Counter(node.op_type for node in proto.graph.node).most_common())
     return GraphReport(opset=OPSET, nodes=nodes, outputs=names[1:])
 
@@ -372,16 +374,11 @@ def _strip(proto: ModelProto) -> None:
 
 def _check_graph(proto: ModelProto, opset: int, size: tuple[int, int]) -> None:
     """Refuse a graph that an engine would reject or, worse, run differently."""
-    import onnx
-
-    reached = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    reached = opset_of(proto)
     if reached != opset:
         raise ConfigError(f"opset {opset} was asked for and the exporter wrote {reached}; choose {OPSET}")
     _refuse_renamed_grid_sample(proto, reached)
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise BundleError(f"the exported graph is not valid ONNX: {error}") from error
+    check_valid(proto, "the exported graph")
     for value in chain(proto.graph.input, proto.graph.output):
         shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         averaged = value.name in ("coarse", "history_conditions")
@@ -391,26 +388,12 @@ def _check_graph(proto: ModelProto, opset: int, size: tuple[int, int]) -> None:
 
 def _refuse_renamed_grid_sample(proto: ModelProto, opset: int) -> None:
     """Opset 20 renamed ``bilinear`` to ``linear``; an engine that knows only the old name samples the nearest pixel."""
-    if opset >= _FIRST_RENAMED_OPSET and any(node.op_type == "GridSample" for node in proto.graph.node):
+    if opset >= RENAMED_OPSET and any(node.op_type == "GridSample" for node in proto.graph.node):
         raise ConfigError(
-            f"opset {opset} cannot be used for a generator that warps: from opset {_FIRST_RENAMED_OPSET} on "
+            f"opset {opset} cannot be used for a generator that warps: from opset {RENAMED_OPSET} on "
             "GridSample's 'bilinear' is named 'linear', which TensorRT's parser silently samples as nearest; "
             f"export at opset {OPSET}"
         )
-
-
-def _write_atomically(proto: ModelProto, path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(proto.SerializeToString(deterministic=True))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_self_test(path: Path) -> None:
@@ -434,7 +417,7 @@ def write_self_test(path: Path) -> None:
     }
     graph = helper.make_graph([node], "half_pixel_warp", [values["image"], values["grid"]], [values["warped"]])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-    _write_atomically(proto, Path(path))
+    save_graph(proto, Path(path))
 
 
 class EngineStep:

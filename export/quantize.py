@@ -1,9 +1,11 @@
 """The step graph in int8: post-training quantisation of its inner convolutions, calibrated on real conditions.
 
 Weights are quantised per output channel, activations by the range they take over calibration, asymmetrically: after a
-ReLU half of a symmetric range would lie idle. Convolutions with few channels on either side stay as they are: those at
-full size, which wait for memory and not for arithmetic, and those that draw flow, where a step of 1/256 of the range is
-pixels of motion. So does everything else. Runs without torch.
+ReLU half of a symmetric range would lie idle. TensorRT knows symmetric ranges only (``symmetric``). Convolutions with
+few channels on either side stay as they are: those at full size, which wait for memory and not for arithmetic, and
+those that draw flow, where a step of 1/256 of the range is pixels of motion. So does everything else.
+
+Runs without torch.
 """
 
 from __future__ import annotations
@@ -14,15 +16,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from export.choose import Probe, roll_out
 from export.engines import Array, GraphEngine
+from export.graphs import load_graph, save_graph
 from export.inputs import StepCondition
 from fastv2v.errors import MissingExtraError
 
 LEAST_CHANNELS = 16
 """Convolutions that take or give fewer channels keep their floating point."""
+
+_LEAST_SCALE = 2.0**-14
+_TENSORRT = {"AddQDQPairToWeight": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": ["Conv"]}
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -61,7 +68,9 @@ def calibration_feeds(engine: GraphEngine, probe: Probe, history_length: int) ->
     return recorder.feeds
 
 
-def quantize_step(step: Path, out: Path, feeds: Sequence[Feeds], *, least_channels: int = LEAST_CHANNELS) -> int:
+def quantize_step(
+    step: Path, out: Path, feeds: Sequence[Feeds], *, least_channels: int = LEAST_CHANNELS, symmetric: bool = False
+) -> int:
     """Write an int8 copy of a step graph, with the same inputs and outputs in float32.
 
     Args:
@@ -69,6 +78,9 @@ def quantize_step(step: Path, out: Path, feeds: Sequence[Feeds], *, least_channe
         out: file to write; none where nothing is worth quantising.
         feeds: inputs that ranges are taken from.
         least_channels: convolutions with fewer channels on either side are left out.
+        symmetric: in the form that TensorRT takes: ranges around 0; a quantising and a dequantising node on input and
+            weight of each chosen convolution and nowhere else, so that bias and activation fuse with it; biases in
+            floating point; no scale below the smallest normal number of f16.
 
     Returns:
         How many convolutions were quantised; 0 where there is none, and then nothing is written.
@@ -99,6 +111,7 @@ def quantize_step(step: Path, out: Path, feeds: Sequence[Feeds], *, least_channe
             feed = next(self._left, None)
             return None if feed is None else {name: x for name, x in feed.items() if name in names}
 
+    options = {"ActivationSymmetric": symmetric, "WeightSymmetric": True, **(_TENSORRT if symmetric else {})}
     with _quiet():
         quantize_static(
             str(step),
@@ -106,13 +119,39 @@ def quantize_step(step: Path, out: Path, feeds: Sequence[Feeds], *, least_channe
             Reader(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv"],
             nodes_to_quantize=chosen,
-            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+            extra_options=options,
         )
+    if symmetric:
+        _tidy(out)
     return len(chosen)
+
+
+def _tidy(path: Path) -> None:
+    """Let only quantised convolutions read what was quantised for them; keep scales where f16 has all its digits.
+
+    Weights of a channel whose scale is raised are nothing to the others.
+    """
+    from onnx import numpy_helper
+
+    model = load_graph(path)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    dequantised = {name for name, node in made_by.items() if node.op_type == "DequantizeLinear"}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in dequantised:
+            continue
+        for index, name in enumerate(node.input):
+            if name in dequantised:
+                node.input[index] = made_by[made_by[name].input[0]].input[0]
+    scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    for tensor in model.graph.initializer:
+        if tensor.name in scales:
+            raised = np.maximum(numpy_helper.to_array(tensor), np.float32(_LEAST_SCALE))
+            tensor.CopyFrom(numpy_helper.from_array(raised, tensor.name))
+    save_graph(model, path)
 
 
 @contextmanager

@@ -1,0 +1,167 @@
+"""How far an engine strays from a reference over a rolled-out clip, output by output. Runs without torch.
+
+A step feeds on its own frames, so a small fault of the warp shows in the tenth frame and not in the first. Warped frame
+and blend are told apart where the graph gives both (``export.warp_graph.with_outputs``): engines have sampled wrongly
+while everything else was right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.engines import Array, StepEngine
+from export.history import ArrayHistory
+from export.inputs import StepCondition, from_encoded
+from fastv2v.errors import ParityError, ShapeError
+
+PICTURES = ("frame", "hallucinated", "warped")
+"""Outputs in [-1, 1]: the only ones whose PSNR means something."""
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How one output differs over a clip."""
+
+    name: str
+    """Name of the output."""
+    greatest: float
+    """Greatest absolute difference: of values in [-1, 1] for pictures, in pixels for flow; NaN where any value is."""
+    rms: float
+    """Root of the mean squared difference."""
+
+    @property
+    def psnr_db(self) -> float | None:
+        """PSNR of a picture, infinite where it is equal and NaN where any value is; None for what is no picture."""
+        if self.name not in PICTURES:
+            return None
+        return math.inf if self.rms == 0 else 20 * math.log10(2 / self.rms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineParity:
+    """How an engine compares with a reference."""
+
+    outputs: Mapping[str, OutputDifference]
+    """By output, over all steps; ``frame`` always."""
+    frames: int
+    """Steps that were compared."""
+    drift: tuple[float, ...]
+    """Greatest difference of the frame at each step: an error that feeds on itself grows."""
+
+    @property
+    def frame(self) -> OutputDifference:
+        """The finished frame: the blend, and what finishes it."""
+        return self.outputs["frame"]
+
+    def require(self, least_psnr_db: float, what: str = "the engine") -> None:
+        """Refuse an engine that strays too far, in any of its pictures.
+
+        Args:
+            least_psnr_db: what every picture must reach.
+            what: the engine, for the message.
+
+        Raises:
+            ParityError: naming the picture that is furthest off.
+        """
+        for difference in self.outputs.values():
+            found = difference.psnr_db
+            if found is not None and not found >= least_psnr_db:
+                raise ParityError(
+                    f"{what}: {difference.name} reaches {found:.1f} dB beside the reference over {self.frames} frames "
+                    f"(greatest difference {difference.greatest:.3g}), and must reach {least_psnr_db:g}"
+                )
+
+
+@dataclass
+class _Sum:
+    greatest: float = 0.0
+    squares: float = 0.0
+    values: int = 0
+
+    def add(self, a: NDArray[Any], b: NDArray[Any]) -> float:
+        difference = np.abs(a.astype(np.float64) - b)
+        worst = float(difference.max())  # NaN where any value is
+        self.greatest = float(np.maximum(self.greatest, worst))
+        self.squares += float(np.square(difference).sum())
+        self.values += difference.size
+        return worst
+
+
+@dataclass
+class _Roll:
+    """One engine on its way through a clip."""
+
+    engine: StepEngine
+    conditions: Sequence[StepCondition]
+    history: ArrayHistory = field(init=False)
+    length: int
+    seed: Array | None
+
+    def __post_init__(self) -> None:
+        scale = self.engine.form.scale
+        self.history = ArrayHistory(self.conditions[0].past, self.length, self.seed, scale=scale)
+
+    def step(self, index: int, frame: Array | None = None) -> dict[str, NDArray[Any]]:
+        """Make one frame; remember it, or the one that is given in its place."""
+        condition, past = self.conditions[index], self.history
+        made = self.engine.run(condition, past.conditions, past.frames, past.valid)
+        past.advance(condition.past, made["frame"][0] if frame is None else frame)
+        return made
+
+
+def compare_engines(
+    engine: StepEngine,
+    reference: StepEngine,
+    conditions: Array,
+    history_length: int,
+    seed_frame: Array | None = None,
+    *,
+    own_frames: bool = True,
+) -> EngineParity:
+    """Roll a clip out in both and compare all outputs that both give.
+
+    Args:
+        engine: what is judged.
+        reference: what it is held against.
+        conditions: encoded conditions of successive keyframes, (T, C, H, W).
+        history_length: N-1.
+        seed_frame: the real frame of the first condition, (3, H, W) in [-1, 1]; that one is then not synthesised.
+        own_frames: feed the engine its own frames, as in use; otherwise the reference's, which tells errors of single
+            steps from what becomes of them.
+
+    Returns:
+        The differences.
+
+    Raises:
+        ShapeError: if no frame is left to synthesise.
+    """
+    first = 0 if seed_frame is None else 1
+    if conditions.ndim != 4 or len(conditions) <= first:
+        raise ShapeError(f"conditions {conditions.shape} leave nothing to compare engines on")
+    rolls = [
+        _Roll(one, [from_encoded(one.form, x) for x in conditions], length=history_length, seed=seed_frame)
+        for one in (engine, reference)
+    ]
+    sums: dict[str, _Sum] = {}
+    drift = []
+    for index in range(first, len(conditions)):
+        wanted = rolls[1].step(index)
+        made = rolls[0].step(index, None if own_frames else wanted["frame"][0])
+        for name in (x for x in wanted if x in made):
+            worst = sums.setdefault(name, _Sum()).add(made[name], wanted[name])
+            if name == "frame":
+                drift.append(worst)
+    return EngineParity(
+        outputs={
+            name: OutputDifference(name, found.greatest, math.sqrt(found.squares / found.values))
+            for name, found in sums.items()
+        },
+        frames=len(drift),
+        drift=tuple(drift),
+    )
