@@ -67,8 +67,7 @@ def prepare_graph(
             f"precision is one of {', '.join(get_args(Precision))} and warp one of {', '.join(get_args(Warp))}, got "
             f"{precision!r} and {warp!r}"
         )
-    low = "bf16" if precision == "bf16" else "f16"
-    config = config or MixedConfig(low=low)
+    config = config or MixedConfig(low="bf16" if precision == "bf16" else "f16")
     if precision in ("f16", "bf16") and config.low != precision:
         raise ConfigError(f"an engine in {precision} was asked for and the plan's format is {config.low}")
     model = name_warp(load_graph(path))
