@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from export.bundle import ENGINES_FOLDER, INT8_GRAPH, SELF_TEST, STEP_GRAPH, TORCH_WEIGHTS
 from export.inputs import ConditionForm, StepCondition, average, form_of, from_encoded
-from fastv2v.environment import describe_machine, has_fast_bf16
+from fastv2v.environment import describe_machine, has_fast_bf16, package_version, torch_cuda
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
 
 STEP_INPUTS = ("condition", "history_conditions", "history_frames", "valid")
@@ -283,6 +283,14 @@ class GpuEngine(NamedTuple):
     and a torch device; gives an ``export.device_step.DeviceStep``. None where there is none."""
 
 
+ONNXRUNTIME_GPU_INSTALL = "pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+"""The command that puts the build for GPUs in the place of the one for CPUs; both are the module onnxruntime."""
+TENSORRT_INSTALL = (
+    "pip install 'fastv2v[tensorrt]' (CUDA 13; 'fastv2v[tensorrt-cu12]' where torch is built for CUDA 12)"
+)
+"""The command that brings TensorRT."""
+PROVIDERS = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}
+"""What ONNX Runtime calls the way to a GPU that an engine takes."""
 _TORCH_PRECISIONS = ("f32", "tf32", "bf16", "f16")
 GPU_ENGINES: Mapping[str, GpuEngine] = {
     "torch": GpuEngine(
@@ -368,6 +376,68 @@ def _gpu_candidates(folder: Path) -> list[Candidate]:
         for precision in engine.measured
         if precision != INT8 or (folder / INT8_GRAPH).is_file()
     ]
+
+
+class EngineReport(NamedTuple):
+    """Whether an engine can be expected to run here."""
+
+    name: str
+    """As in ``ENGINES`` and ``GPU_ENGINES``."""
+    runs: bool
+    """Whether what it needs is here. That it really runs a bundle shows when it opens one."""
+    reason: str
+    """What is here, or what is missing."""
+    install: str | None = None
+    """How to get what is missing."""
+
+
+def survey_engines() -> list[EngineReport]:
+    """Every engine and whether this machine has what it needs. Imports ONNX Runtime and no other engine."""
+    reports = []
+    for name in (*ENGINES, *GPU_ENGINES):
+        package = GPU_ENGINES[name].package if name in GPU_ENGINES else name
+        version = package_version(package)
+        if version is None:
+            reports.append(
+                EngineReport(name, False, f"{package} is not installed", _INSTALLS.get(name, f"pip install {name}"))
+            )
+        elif name in ENGINES:
+            reports.append(EngineReport(name, True, f"{version}, on the CPU"))
+        else:
+            reports.append(_survey_gpu_engine(name, package, version))
+    return reports
+
+
+_INSTALLS = {
+    "torch": "pip install torch",
+    "torch-compiled": "pip install torch",
+    "onnxruntime-cuda": ONNXRUNTIME_GPU_INSTALL,
+    "onnxruntime-tensorrt": ONNXRUNTIME_GPU_INSTALL,
+    "tensorrt": TENSORRT_INSTALL,
+}
+_CUDA_TORCH = "the CUDA build of torch: https://pytorch.org/get-started/locally"
+_DRIVER = "a machine with an NVIDIA GPU and its driver (nvidia-smi then lists the GPU)"
+
+
+def _survey_gpu_engine(name: str, package: str, version: str) -> EngineReport:
+    """An engine of GPUs whose package is installed."""
+    gpu = this_machine()["gpu"]
+    if package == "torch":
+        if gpu is None:
+            return EngineReport(name, True, f"{version}, on the CPU alone: no NVIDIA GPU", _DRIVER)
+        if torch_cuda() is None:
+            return EngineReport(name, True, f"{version}, on the CPU alone: built without CUDA", _CUDA_TORCH)
+        return EngineReport(name, True, f"{version} for CUDA {torch_cuda()}, on {gpu}")
+    if gpu is None:
+        return EngineReport(name, False, f"{package} {version} is installed, and there is no NVIDIA GPU", _DRIVER)
+    if package == "onnxruntime":
+        import onnxruntime
+
+        if (provider := PROVIDERS[name]) not in onnxruntime.get_available_providers():
+            return EngineReport(name, False, f"this onnxruntime {version} has no {provider}", _INSTALLS[name])
+    if package == "tensorrt" and torch_cuda() is None:  # torch holds its buffers
+        return EngineReport(name, False, f"{package} {version} is installed, and no torch built for CUDA", _CUDA_TORCH)
+    return EngineReport(name, True, f"{package} {version}, on {gpu}")
 
 
 def engine_precisions(name: str) -> tuple[str, ...]:

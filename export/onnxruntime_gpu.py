@@ -21,13 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import INT8_GRAPH, SELF_TEST, STEP_GRAPH
-from export.engines import INT8, Array, GraphEngine, check_warp, this_machine
+from export.engines import (
+    INT8,
+    ONNXRUNTIME_GPU_INSTALL,
+    PROVIDERS,
+    Array,
+    GraphEngine,
+    check_warp,
+    this_machine,
+)
 from fastv2v.errors import BundleError, MissingExtraError
 
 log = logging.getLogger(__name__)
 
-INSTALL = "pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'"
-"""The command that puts the build for GPUs in the place of the one for CPUs; both are the module onnxruntime."""
 _KINDS = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
 
 
@@ -134,8 +140,8 @@ class CudaProviderEngine(ProviderEngine):
 
     name = "onnxruntime-cuda"
     precisions = ("f32", "tf32")
-    provider = "CUDAExecutionProvider"
-    needs = f"an NVIDIA GPU, its driver, CUDA and cuDNN ({INSTALL})"
+    provider = PROVIDERS["onnxruntime-cuda"]
+    needs = f"an NVIDIA GPU, its driver, CUDA and cuDNN ({ONNXRUNTIME_GPU_INSTALL})"
 
     def options(self, *, cuda_graph: bool) -> dict[str, str]:
         """See ``ProviderEngine.options``."""
@@ -156,8 +162,11 @@ class TensorRTProviderEngine(ProviderEngine):
 
     name = "onnxruntime-tensorrt"
     precisions = ("tf32", "bf16", "f16", "int8")
-    provider = "TensorrtExecutionProvider"
-    needs = f"an NVIDIA GPU, its driver, CUDA and TensorRT 10 ({INSTALL}; pip install 'tensorrt-cu13==10.*')"
+    provider = PROVIDERS["onnxruntime-tensorrt"]
+    needs = (
+        "an NVIDIA GPU, its driver, CUDA and TensorRT 10 "
+        f"({ONNXRUNTIME_GPU_INSTALL}; pip install 'tensorrt-cu13==10.*')"
+    )
 
     def options(self, *, cuda_graph: bool) -> dict[str, str]:
         """See ``ProviderEngine.options``."""
@@ -190,11 +199,11 @@ def _runtime(name: str, provider: str) -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"{name} needs onnxruntime-gpu: {INSTALL}") from error
+        raise MissingExtraError(f"{name} needs onnxruntime-gpu: {ONNXRUNTIME_GPU_INSTALL}") from error
     if provider not in onnxruntime.get_available_providers():
         raise MissingExtraError(
             f"{name} needs an NVIDIA GPU and ONNX Runtime's build for it, and the one installed here "
-            f"({onnxruntime.__version__}) lacks {provider}: {INSTALL}"
+            f"({onnxruntime.__version__}) lacks {provider}: {ONNXRUNTIME_GPU_INSTALL}"
         )
     if find_spec("nvidia") is not None and hasattr(onnxruntime, "preload_dlls"):
         # Libraries of pip's nvidia packages lie where no loader looks. What it prints is no user's business.

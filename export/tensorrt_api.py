@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
 
+from export.engines import TENSORRT_INSTALL
 from export.tensorrt_store import Gpu, Site, version_numbers
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _OLDEST = (10, 3, 0)
-_INSTALL = "pip install 'fastv2v[tensorrt]' (CUDA 13; 'fastv2v[tensorrt-cu12]' where torch is built for CUDA 12)"
 
 Replay = Callable[[], None]
 
@@ -143,10 +143,10 @@ def require_tensorrt() -> str:
     try:
         import tensorrt as trt
     except ImportError as error:  # also where its libraries are missing
-        raise MissingExtraError(f"TensorRT cannot be imported ({error}): {_INSTALL}") from error
+        raise MissingExtraError(f"TensorRT cannot be imported ({error}): {TENSORRT_INSTALL}") from error
     if version_numbers(trt.__version__) < _OLDEST:
         oldest = ".".join(map(str, _OLDEST[:2]))
-        raise MissingExtraError(f"TensorRT {trt.__version__} is older than {oldest}: {_INSTALL}")
+        raise MissingExtraError(f"TensorRT {trt.__version__} is older than {oldest}: {TENSORRT_INSTALL}")
     return trt.__version__
 
 

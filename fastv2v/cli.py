@@ -34,6 +34,7 @@ class Verb(NamedTuple):
 
 
 COMMANDS = {
+    "doctor": Verb("tell what this machine can run, and what to install", "fastv2v.commands.doctor:main"),
     "demo": Verb("run the whole line on a data set or the procedural world", "fastv2v.commands.demo:main"),
     "world": Verb("write the procedural street world as a data set", "fastv2v.commands.world:main"),
     "show": Verb("draw a data set and its conditions on one sheet", "fastv2v.commands.show:main"),

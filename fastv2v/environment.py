@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -69,6 +70,51 @@ def describe_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def package_version(name: str) -> str | None:
+    """The version of an importable package, ``unknown`` where it states none; None where it is not installed."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    for distribution in importlib.metadata.packages_distributions().get(name, [name]):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def torch_cuda() -> str | None:
+    """The CUDA version torch was built for, read without importing it; None for a build without, or no torch."""
+    spec = importlib.util.find_spec("torch")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        stated = Path(place, "version.py")
+        if stated.is_file():
+            text = stated.read_text(errors="replace")
+            found = re.search(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+            return found.group(1) if found else None
+    return None
+
+
+def describe_gpus() -> list[dict[str, str]]:
+    """NVIDIA's GPUs as the driver tells: ``name``, ``memory``, ``driver`` and ``compute_capability`` of each."""
+    fields = {"name": "name", "memory": "memory.total", "driver": "driver_version", "compute_capability": "compute_cap"}
+    told = _run("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader")
+    rows = [line.split(",") for line in (told or "").splitlines()]
+    return [dict(zip(fields, (x.strip() for x in row), strict=True)) for row in rows if len(row) == len(fields)]
+
+
+def program_version(program: str) -> str | None:
+    """The version a program tells in the first line of ``PROGRAM -version``; None where it cannot be run."""
+    told = _run(program, "-version")
+    found = re.search(r"version (\S+)", told.splitlines()[0]) if told else None
+    return found.group(1) if found else None
+
+
+def driver_cuda() -> str | None:
+    """The newest CUDA version the NVIDIA driver can run; None without one."""
+    found = re.search(r"CUDA Version\s*:\s*([\d.]+)", _run("nvidia-smi") or "")
+    return found.group(1) if found else None
 
 
 def describe_commit(root: str | os.PathLike[str] | None = None) -> str | None:

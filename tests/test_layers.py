@@ -54,6 +54,7 @@ TORCH_FREE = (
     "fastv2v.data.world",
     "fastv2v.cli",
     "fastv2v.commands.stream",
+    "fastv2v.commands.doctor",
     "interpolate",
     "export.runtime",
     "export.stream",
