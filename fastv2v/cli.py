@@ -37,6 +37,7 @@ COMMANDS = {
     "doctor": Verb("tell what this machine can run, and what to install", "fastv2v.commands.doctor:main"),
     "demo": Verb("run the whole line on a data set or the procedural world", "fastv2v.commands.demo:main"),
     "world": Verb("write the procedural street world as a data set", "fastv2v.commands.world:main"),
+    "prepare": Verb("make a data set from a plain video", "fastv2v.commands.prepare:main"),
     "show": Verb("draw a data set and its conditions on one sheet", "fastv2v.commands.show:main"),
     "pack": Verb("put a data set into one LMDB database", "fastv2v.commands.pack:main"),
     "train-teacher": Verb("train a full-time teacher", "fastv2v.commands.train:main_teacher"),
@@ -73,7 +74,10 @@ _GOES_ON = dict.fromkeys(
         "train-interpolation",
     ),
     "from the last checkpoint",
-) | {"precompute": "with the sequence at which it was stopped"}
+) | {
+    "precompute": "with the sequence at which it was stopped",
+    "prepare": "where it was stopped",
+}
 """Verbs that go on where they were interrupted, and from where."""
 
 

@@ -52,7 +52,7 @@ def describe_machine() -> dict[str, Any]:
     """
     return {
         "cpu": _cpu_model(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "cpu_features": _cpu_features(),
         "memory_gib": _memory_gib(),
         "os": f"{platform.system()} {platform.release()}",
@@ -147,7 +147,7 @@ def machine_slug() -> str:
     """A short name of this machine for file names: its processor and usable cores, such as ``amd-epyc-2-cores``."""
     model = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*", " ", _cpu_model().lower())
     words = "-".join(re.findall(r"[a-z0-9.]+", model)) or "unknown-cpu"
-    return f"{words}-{_usable_cores()}-cores"
+    return f"{words}-{usable_cores()}-cores"
 
 
 def _run(*command: str) -> str | None:
@@ -182,7 +182,7 @@ def _cpu_features() -> list[str]:
     return [name for name in CPU_FEATURES if name in flags]
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores this process may use: its affinity, bounded by a container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota_file = Path("/sys/fs/cgroup/cpu.max")

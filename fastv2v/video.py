@@ -31,6 +31,8 @@ __all__ = [
     "VideoInfo",
     "VideoWriter",
     "check_frame",
+    "first_look",
+    "frame_times",
     "probe_video",
     "read_image",
     "read_label",
@@ -220,11 +222,16 @@ def write_video(
     return writer.num_frames
 
 
-def read_video(path: str | os.PathLike[str]) -> Iterator[NDArray[np.uint8]]:
+def read_video(
+    path: str | os.PathLike[str], *, start_s: float = 0.0, stop_s: float | None = None, fps: Fraction | None = None
+) -> Iterator[NDArray[np.uint8]]:
     """Read a video frame by frame, each stored frame once, turned upright.
 
     Args:
         path: any file ffmpeg can decode.
+        start_s: where to begin, in seconds.
+        stop_s: where to end, in seconds from the beginning of the file; its end by default.
+        fps: a constant rate to bring frames to, by repeating and leaving out whole ones; by default none is.
 
     Yields:
         RGB, (H, W, 3), 8-bit, writeable and owned by the caller.
@@ -234,8 +241,12 @@ def read_video(path: str | os.PathLike[str]) -> Iterator[NDArray[np.uint8]]:
     """
     path = _existing(path)
     # A stream of PPM pictures states the size of each, so that nothing has to be asked beforehand.
-    options = {"f": "image2pipe", "vcodec": "ppm", "pix_fmt": "rgb24", "fps_mode": "passthrough"}
-    stream = _ffmpeg().output(_first_picture_stream(path), "pipe:", **options)
+    options: dict[str, Any] = {"f": "image2pipe", "vcodec": "ppm", "pix_fmt": "rgb24", "fps_mode": "passthrough"}
+    if fps is not None:
+        options["vf"] = f"fps={_rate(fps)}"
+    part = {} if not start_s else {"ss": f"{start_s:.6f}"}
+    part |= {} if stop_s is None else {"to": f"{stop_s:.6f}"}
+    stream = _ffmpeg().output(_first_picture_stream(path, **part), "pipe:", **options)
     process = FfmpegProcess(stream, str(path), "-xerror", stdout=subprocess.PIPE)
     is_empty = True
     try:
@@ -262,6 +273,18 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
         MediaError: if the file is missing, empty, damaged or holds no picture.
     """
     path = _existing(path)
+    size, fps = first_look(path)
+    num_frames = sum(not key.startswith("#") for key, _ in _frame_list(path, vcodec="copy"))
+    return VideoInfo(size, fps, num_frames or None, float(num_frames / fps))
+
+
+def first_look(path: str | os.PathLike[str]) -> tuple[tuple[int, int], Fraction]:
+    """Size (height, width) and nominal frame rate of a video, from its first frame; what follows may be damaged.
+
+    Raises:
+        MediaError: if the file is missing, empty, or holds no picture at its beginning.
+    """
+    path = _existing(path)
     size, fps = None, Fraction(0)
     for key, value in _frame_list(path, vframes=1, fps_mode="cfr"):
         if key == "#dimensions 0":
@@ -269,10 +292,36 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
             size = height, width
         elif key == "#tb 0":  # the time base of decoded frames at a constant rate is one frame
             fps = 1 / Fraction(value)
-    if size is None or not fps:
-        raise MediaError(f"{path}: the file holds no picture that can be decoded")
-    num_frames = sum(not key.startswith("#") for key, _ in _frame_list(path, vcodec="copy"))
-    return VideoInfo(size, fps, num_frames or None, float(num_frames / fps))
+        elif not key.startswith("#") and size is not None and fps:
+            return size, fps
+    raise MediaError(f"{path}: the file holds no picture that can be decoded")
+
+
+def frame_times(path: str | os.PathLike[str]) -> NDArray[np.float64]:
+    """When each stored frame of a video is shown, without decoding it; of a damaged one, as far as can be read.
+
+    Args:
+        path: any file ffmpeg can read.
+
+    Returns:
+        Seconds in order of display, (N,); empty where the container does not say.
+
+    Raises:
+        MediaError: if the file is missing, empty or holds no picture.
+    """
+    time_base, times = Fraction(1), []
+    try:
+        for key, value in _frame_list(_existing(path), vcodec="copy"):
+            if key == "#tb 0":
+                time_base = Fraction(value)
+            elif not key.startswith("#"):
+                fields = [field.strip() for field in key.split(",")]
+                if len(fields) > 2 and fields[2].lstrip("-").isdigit():
+                    times.append(int(fields[2]))
+    except MediaError:
+        if not times:
+            raise
+    return np.sort(np.array(times, np.float64)) * float(time_base)
 
 
 def write_image(path: str | os.PathLike[str], rgb: NDArray[np.uint8]) -> None:
@@ -335,9 +384,9 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _first_picture_stream(path: Path) -> Any:
+def _first_picture_stream(path: Path, **options: Any) -> Any:
     # The prefix keeps a name with a colon, or one that looks like an address, a file name.
-    return _ffmpeg().input(f"file:{path}")["v:0"]
+    return _ffmpeg().input(f"file:{path}", **options)["v:0"]
 
 
 def _rate(fps: Fraction) -> str:

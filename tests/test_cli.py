@@ -201,7 +201,7 @@ def test_what_can_go_on_promises_to(failing, capsys):
     for verb in COMMANDS:
         assert failing(verb, KeyboardInterrupt()) == 130
         promised = "the same command goes on" in one_sentence(capsys)
-        assert promised == (verb in ("demo", "search", "precompute") or verb.startswith("train-"))
+        assert promised == (verb in ("demo", "prepare", "search", "precompute") or verb.startswith("train-"))
 
 
 def test_an_unknown_log_level_is_one_sentence(capsys, monkeypatch):

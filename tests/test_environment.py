@@ -48,7 +48,7 @@ def test_slug_is_a_file_name():
 )
 def test_slug_drops_trademarks(monkeypatch, model, slug):
     monkeypatch.setattr(environment, "_cpu_model", lambda: model)
-    monkeypatch.setattr(environment, "_usable_cores", lambda: 3)
+    monkeypatch.setattr(environment, "usable_cores", lambda: 3)
     assert environment.machine_slug() == slug
 
 

@@ -46,6 +46,7 @@ TORCH_FREE = (
     "fastv2v.data.painter",
     "fastv2v.data.plain_pickle",
     "fastv2v.data.pose",
+    "fastv2v.data.prepare",
     "fastv2v.data.reader",
     "fastv2v.data.sampling",
     "fastv2v.data.sequences",

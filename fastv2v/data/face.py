@@ -24,6 +24,9 @@ Size = tuple[int, int]
 Background = Literal["canny", "none"]
 """What is drawn outside the face."""
 
+Crop = Literal["face", "none"]
+"""What is cut out of the frames of a sequence."""
+
 NUM_LANDMARKS: Final = 68
 """Landmarks in the order of dlib: 0-16 jaw, 17-26 brows, 27-35 nose, 36-47 eyes, 48-67 mouth."""
 
@@ -92,10 +95,15 @@ class FaceConfig:
     """Add 14 channels, each the distance to one curve."""
     scale_points: bool = False
     """Draw a narrower face than the landmarks show, by fixed ratios, to try another shape (inference only)."""
+    crop: Crop = "face"
+    """``face``: a square of 2.5 face widths, placed by the first frame of a sequence, is cut out of all its frames, as
+    in vid2vid. ``none``: whole frames; right where the face was cut out already, as ``fastv2v prepare`` does."""
 
     def __post_init__(self) -> None:
         if self.background not in get_args(Background):
             raise ConfigError(f"unknown face background '{self.background}'; there are canny and none")
+        if self.crop not in get_args(Crop):
+            raise ConfigError(f"unknown face crop '{self.crop}'; there are face and none")
         if not 0 < self.canny_sigma < math.inf:
             raise ConfigError(f"canny_sigma is a positive number of pixels, got {self.canny_sigma}")
 

@@ -226,7 +226,7 @@ def open_folder(config: FolderConfig) -> VideoFolder:
         raise DataError(f"{config.root}: nobody was detected in any frame; run the detector again")
     if config.condition == "face":
         for sequence in sequences:  # a face that cannot be cropped is found now and not in the middle of a run
-            face_box(sequence, image_size(sequence.path("frames", 0)))
+            face_box(sequence, image_size(sequence.path("frames", 0)), config.face.crop)
     if config.condition == "labels":
         classes = _resolve_classes(config)
         spec = ConditionSpec(

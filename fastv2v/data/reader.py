@@ -230,7 +230,7 @@ class FrameReader:
     def _box(self, sequence: int, frame: int) -> CropBox:
         if sequence not in self._boxes:
             size = self._frame_size(sequence, frame)
-            self._boxes[sequence] = face_box(self._folder.sequences[sequence], size)
+            self._boxes[sequence] = face_box(self._folder.sequences[sequence], size, self._folder.config.face.crop)
         return self._boxes[sequence]
 
     def _frame_size(self, sequence: int, frame: int) -> Size:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastv2v.data.face import CropBox, MissingFace, Size, check_in_frame, face_crop, read_landmarks
+from fastv2v.data.face import Crop, CropBox, MissingFace, Size, check_in_frame, face_crop, read_landmarks
 from fastv2v.data.images import image_size, read_bytes
 from fastv2v.data.modalities import MAY_LACK, MODALITIES, OPTIONAL
 from fastv2v.data.pose import MissingPose, check_people_in_frame, read_openpose
@@ -172,16 +172,19 @@ def drop_empty(root: Path, sequences: Iterable[Sequence]) -> tuple[Sequence, ...
     return looked
 
 
-def face_box(sequence: Sequence, size: Size) -> CropBox:
+def face_box(sequence: Sequence, size: Size, crop: Crop) -> CropBox:
     """The box that is cut out of all frames of a sequence, placed by the landmarks of its first one.
 
     Args:
         sequence: with landmark files.
         size: (height, width) of its frames in pixels.
+        crop: ``none`` for the whole frame.
 
     Raises:
         DataError: if that file is damaged, or its face lies outside the frame or cannot be cropped.
     """
+    if crop == "none":
+        return CropBox(0, 0, size[1], size[0])
     path = sequence.path("keypoints", 0)
     landmarks = read_landmarks(read_bytes(path, MODALITIES["keypoints"].noun), str(path))
     check_in_frame(landmarks, size, str(path))
