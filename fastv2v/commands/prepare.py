@@ -38,8 +38,8 @@ class Prepare:
     video: Annotated[Path, tyro.conf.Positional]
     """The video."""
     kind: Kind
-    """face: 68 landmarks (extra 'face'). pose: body and hands. edges: edge maps. palette: classes of
-    colour and texture, found by themselves. labels: classes of a segmentation network of your own."""
+    """face: 68 landmarks (extra 'face'). edges: edge maps. palette: classes of colour and texture, found by
+    themselves."""
     out: Path
     """Folder to make."""
     size: int | None = None

@@ -34,15 +34,13 @@ from fastv2v.video import write_image
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["face", "pose", "edges", "palette", "labels"]
+Kind = Literal["face", "edges", "palette"]
 """What frames shall be generated from."""
 
 CONDITIONS: Final[dict[Kind, Condition]] = {
     "face": "face",
-    "pose": "pose",
     "edges": "rgb",
     "palette": "labels",
-    "labels": "labels",
 }
 """The condition of the data room that a kind becomes."""
 
@@ -58,8 +56,8 @@ class PrepareConfig:
     """What is made of a video."""
 
     kind: Kind
-    """``face``: 68 landmarks, and frames cut around the head. ``pose``: body, hands, and a map of body parts.
-    ``edges``: edge maps. ``palette``: classes of colour and texture. ``labels``: classes of a segmentation network."""
+    """``face``: 68 landmarks, and frames cut around the head. ``edges``: edge maps. ``palette``: classes of colour and
+    texture."""
     excerpt: Excerpt = field(default_factory=Excerpt)
     """Which part of the video, at what rate."""
     size: int | None = None
