@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import subprocess
 from collections.abc import Callable, Iterator
@@ -121,6 +122,7 @@ class CudaRunner:
         )
 
 
+@functools.cache
 def _driver_version() -> str:
     """The driver's version as nvidia-smi tells it; empty where it does not."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -160,7 +162,7 @@ def describe_site(runner: Runner) -> Site:
 
 
 class Log:
-    """What TensorRT says: everything goes to this project's log, and from warnings on it is kept for messages.
+    """What TensorRT says: everything goes to this project's log, and errors are kept for messages.
 
     Its calls fail without an exception and say why here only.
     """
@@ -169,7 +171,7 @@ class Log:
         import tensorrt as trt
 
         self.lines: list[str] = []
-        """Errors and warnings so far, the worst first among equals in time."""
+        """Errors so far."""
         kept = self.lines
         levels = {0: logging.ERROR, 1: logging.ERROR, 2: logging.WARNING, 3: logging.DEBUG, 4: logging.DEBUG}
 

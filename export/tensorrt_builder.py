@@ -10,8 +10,8 @@ Needs torch, onnx and ONNX Runtime; TensorRT when something is built.
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import SELF_TEST, STEP_GRAPH, load_manifest
-from export.choose import roll_out
-from export.engines import REFERENCE, Array, StepEngine, check_warp, open_engine
+from export.choose import Probe
+from export.engines import INT8, REFERENCE, Array, check_warp, open_engine
+from export.graph_check import RENAMED_OPSET
+from export.graphs import attribute, load_graph, opset_of
+from export.outside import OutsideWarp
+from export.parity import compare_engines
+from export.prepare import Precision, prepare_for_tensorrt
+from export.quantize import Feeds, calibration_feeds
 from export.tensorrt_api import CudaRunner, Log, Runner, describe_site, refuse
-from export.tensorrt_engine import LoadedPlan, PlanEngine
+from export.tensorrt_engine import LoadedPlan, PlanEngine, warp_outside
 from export.tensorrt_store import (
     SELF_TEST_PLAN,
     STEP_PLAN,
@@ -34,15 +40,14 @@ from export.tensorrt_store import (
     WARPS,
     Attempt,
     EngineRecord,
-    Precision,
     Site,
     TensorRTConfig,
-    Warp,
     find_timing_cache,
     store_engine,
 )
+from export.warp_graph import Warp, warps_of
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
-from fastv2v.errors import BuildCancelledError, BundleError, ConfigError, ParityError, ShapeError
+from fastv2v.errors import BuildCancelledError, BundleError, ConfigError, ShapeError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -55,7 +60,6 @@ Progress = Callable[[str, int, int], bool]
 Prepare = Callable[[Path, Precision, Warp], bytes]
 """Makes the graph that TensorRT is given: number formats written into it, and the warp in the form asked for."""
 
-_RENAMED_OPSET = 20
 _BF16_CAPABILITY = (8, 0)
 
 
@@ -104,7 +108,7 @@ def build_engine(
         folder: the bundle.
         clip: what the engine is compared with ONNX Runtime over.
         config: how it is built.
-        prepare: makes TensorRT's graph; by default ``export.mixed.prepare_for_tensorrt``.
+        prepare: makes TensorRT's graph; by default ``export.prepare.prepare_for_tensorrt``.
         progress: told how far the build is.
         runner: the GPU; by default torch's current one.
         warps: ways of warping, tried in turn.
@@ -130,24 +134,19 @@ def build_engine(
         raise ShapeError(
             f"the clip has shape {clip.conditions.shape}, expected (T, {', '.join(map(str, wanted))}), T > 1"
         )
-    reference = _rolled(open_engine(REFERENCE, folder / STEP_GRAPH), clip, manifest.history_length)
-    graphs = _Graphs(folder, config.precision, prepare or prepared_graph)
-    cache, attempts = find_timing_cache(folder, site), []
-    for warp in warps if _warps(folder / STEP_GRAPH) else warps[:1]:
+    reference = open_engine(REFERENCE, folder / STEP_GRAPH)
+    if prepare is None:
+        is_int8 = config.precision == INT8
+        probe = Probe(clip.conditions)
+        feeds = calibration_feeds(reference, probe, manifest.history_length) if is_int8 else None
+        prepare = functools.partial(_prepared, version=site.tensorrt, feeds=feeds)
+    attempt = _Attempt(folder, config, site, used, prepare, progress, find_timing_cache(folder, site))
+    attempts: list[Attempt] = []
+    for warp in warps if warps_of(load_graph(folder / STEP_GRAPH)) else warps[:1]:
         try:
-            test = build_plan(graphs.of(SELF_TEST, warp), config, timing_cache=cache, site=site)
-            step = build_plan(
-                graphs.of(STEP_GRAPH, warp), config, timing_cache=test.timing_cache, progress=progress, site=site
-            )
-            cache = step.timing_cache
-            check_warp(_opened(test.plan, SELF_TEST_PLAN, used, config))
-            engine = _opened(step.plan, STEP_PLAN, used, config)
-            parity, difference = _compare(_rolled(engine, clip, manifest.history_length), reference)
-            if not parity >= config.least_parity_db:
-                raise ParityError(
-                    f"its frames reach {parity:.1f} dB beside ONNX Runtime's over {len(reference)} frames, and must "
-                    f"reach {config.least_parity_db:g}"
-                )
+            engine = attempt.build(warp)
+            parity = compare_engines(engine, reference, clip.conditions, manifest.history_length)
+            parity.require(config.least_parity_db, "beside ONNX Runtime")
         except BuildCancelledError:
             raise
         except BundleError as error:
@@ -159,14 +158,13 @@ def build_engine(
             graph=manifest.files[STEP_GRAPH],
             config=config,
             attempts=(*attempts, Attempt(warp=warp, outcome="kept")),
-            frames=len(reference),
+            frames=parity.frames,
             clip=clip.name,
-            max_abs_diff=difference,
-            parity_psnr_db=parity if math.isfinite(parity) else None,
+            max_abs_diff=parity.frame.greatest,
+            parity_psnr_db=parity.frame.psnr_db if parity.frame.greatest else None,
         )
-        files = {STEP_PLAN: step.plan, SELF_TEST_PLAN: test.plan, TIMING_CACHE: cache}
         with tempfile.TemporaryDirectory() as scratch:
-            store_engine(folder, record, files, Path(scratch))
+            store_engine(folder, record, attempt.files, Path(scratch))
         return record
     reasons = "; ".join(f"warp by {a.warp}: {a.outcome}" for a in attempts)
     raise BundleError(f"no TensorRT engine in {config.precision} was kept for {folder} ({reasons}); use another engine")
@@ -198,50 +196,60 @@ def moving_blocks(spec: ConditionSpec, size: tuple[int, int], frames: int, rng: 
     return np.stack([encode_condition_numpy(spec, x, x if spec.use_instances else None) for x in ids])
 
 
-class _Graphs:
-    """The graphs of a bundle as TensorRT is given them."""
+class _Attempt:
+    """Builds the engine of a bundle with one warp after the other; what was timed for one serves the next."""
 
-    def __init__(self, folder: Path, precision: Precision, prepare: Prepare) -> None:
-        self._folder, self._precision, self._prepare = folder, precision, prepare
+    def __init__(
+        self,
+        folder: Path,
+        config: TensorRTConfig,
+        site: Site,
+        runner: Runner,
+        prepare: Prepare,
+        progress: Progress | None,
+        timing_cache: bytes,
+    ) -> None:
+        self._folder, self._config, self._site, self._runner = folder, config, site, runner
+        self._prepare, self._progress = prepare, progress
+        self.files: dict[str, bytes] = {TIMING_CACHE: timing_cache}
+        """The files of the latest engine, by name."""
 
-    def of(self, name: str, warp: Warp) -> bytes:
-        """The step, or the self-test: its one warp as the step warps, in float32 as it is there."""
-        return self._prepare(self._folder / name, "f32" if name == SELF_TEST else self._precision, warp)
+    def build(self, warp: Warp) -> PlanEngine:
+        """The engine with this warp, which has passed the half-pixel test.
+
+        Raises:
+            BuildCancelledError, BundleError, ConfigError: see ``build_engine``.
+        """
+        self.files = {TIMING_CACHE: self.files[TIMING_CACHE]}
+        graph = self._graph(STEP_GRAPH, self._config.precision, warp)
+        if warp == "outside":
+            finish = warp_outside(self._folder / STEP_GRAPH, self._runner, self._config.precision)
+        else:
+            finish = None
+            # Whatever the engine computes in, positions and sampling stay in f32.
+            check_warp(self._opened(SELF_TEST_PLAN, self._graph(SELF_TEST, "f32", warp), None))
+        return self._opened(STEP_PLAN, graph, self._progress, finish)
+
+    def _graph(self, name: str, precision: Precision, warp: Warp) -> bytes:
+        try:
+            return self._prepare(self._folder / name, precision, warp)
+        except ConfigError as error:  # this precision and this warp do not go together; others may
+            raise BundleError(str(error)) from error
+
+    def _opened(
+        self, name: str, graph: bytes, progress: Progress | None, finish: OutsideWarp | None = None
+    ) -> PlanEngine:
+        cache = self.files[TIMING_CACHE]
+        built = build_plan(graph, self._config, timing_cache=cache, progress=progress, site=self._site)
+        self.files |= {name: built.plan, TIMING_CACHE: built.timing_cache}
+        loaded = LoadedPlan(built.plan, self._runner, where=name, host_code=self._config.version_compatible)
+        return PlanEngine(loaded, self._runner, self._config.precision, Path(name), finish)
 
 
-def prepared_graph(path: Path, precision: Precision, warp: Warp) -> bytes:
-    """The graph of a file as TensorRT is given it, in float32 with its own warp only.
-
-    Raises:
-        BundleError: if it would have to be changed for that.
-    """
-    if (precision, warp) != ("f32", "grid_sample"):
-        raise BundleError(f"there is no graph in {precision} with the warp by {warp}")
-    return path.read_bytes()
-
-
-def _opened(plan: bytes, name: str, runner: Runner, config: TensorRTConfig) -> PlanEngine:
-    loaded = LoadedPlan(plan, runner, where=name, host_code=config.version_compatible)
-    return PlanEngine(loaded, runner, config.precision, Path(name))
-
-
-def _rolled(engine: StepEngine, clip: ParityClip, history_length: int) -> Array:
-    """Frames of the whole clip, (T, 3, H, W), each from the engine's own past."""
-    return np.stack(list(roll_out(engine, clip.conditions, history_length)))
-
-
-def _compare(ours: Array, theirs: Array) -> tuple[float, float]:
-    """PSNR in dB and greatest difference; NaN where a frame holds one."""
-    difference = np.abs(ours.astype(np.float64) - theirs)
-    mse = float(np.mean(np.square(difference)))
-    return math.inf if mse == 0 else 10 * math.log10(4 / mse), float(difference.max())
-
-
-def _warps(path: Path) -> bool:
-    """Whether the graph samples between pixels."""
-    import onnx
-
-    return any(node.op_type == "GridSample" for node in onnx.load(path).graph.node)
+def _prepared(path: Path, precision: Precision, warp: Warp, *, version: str, feeds: Sequence[Feeds] | None) -> bytes:
+    """The graph of a file as TensorRT is given it."""
+    graph = prepare_for_tensorrt(path, precision, warp, version=version, feeds=feeds)
+    return graph.SerializeToString(deterministic=True)
 
 
 def check_warp_modes(model: ModelProto) -> None:
@@ -253,15 +261,13 @@ def check_warp_modes(model: ModelProto) -> None:
     Raises:
         BundleError: if a ``GridSample`` is not bilinear, or the operator set is one in which that has another name.
     """
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    for node in model.graph.node:
-        if node.op_type != "GridSample":
-            continue
-        mode = next((a.s.decode() for a in node.attribute if a.name == "mode"), "bilinear")
-        if opset >= _RENAMED_OPSET:
+    opset = opset_of(model)
+    for node in warps_of(model):
+        mode = attribute(node, "mode", "bilinear")
+        if opset >= RENAMED_OPSET:
             raise BundleError(
                 f"GridSample '{node.name}' is of operator set {opset}, and TensorRT's parser silently samples the "
-                f"nearest pixel from {_RENAMED_OPSET} on; export the graph at 18"
+                f"nearest pixel from {RENAMED_OPSET} on; export the graph at 18"
             )
         if mode != "bilinear":
             raise BundleError(f"GridSample '{node.name}' samples {mode}, and a warp is bilinear; export the graph anew")

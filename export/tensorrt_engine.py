@@ -6,6 +6,7 @@ Neither ever builds: an engine that does not fit this machine is refused with th
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.device_step import Array, DeviceHistory, DeviceInputs, TensorCondition, upload_to
+from export.bundle import STEP_GRAPH
+from export.device_step import Array, DeviceHistory, DeviceInputs, TensorCondition, check_device_warp, upload_to
 from export.engines import STEP_INPUTS, GraphEngine, check_warp
 from export.inputs import ConditionForm, StepCondition, form_of
+from export.outside import OutsideWarp
 from export.tensorrt_api import CudaRunner, Log, Runner, describe_site, refuse, require_tensorrt
 from export.tensorrt_store import (
     PRECISIONS,
@@ -168,16 +172,19 @@ class PlanEngine(GraphEngine):
         runner: the GPU.
         precision: number format it computes in.
         path: file, for messages.
+        finish: what follows the plan, where that ends before the warp.
     """
 
     name = NAME
     precisions = PRECISIONS
 
-    def __init__(self, plan: LoadedPlan, runner: Runner, precision: str, path: Path) -> None:
+    def __init__(
+        self, plan: LoadedPlan, runner: Runner, precision: str, path: Path, finish: OutsideWarp | None = None
+    ) -> None:
         # Nothing is opened here and no CPU threads are asked for, so the base class has nothing to set up.
         self.path, self.threads, self.precision = path, 1, precision
         self.shapes = plan.shapes
-        self._plan, self._runner = plan, runner
+        self._plan, self._runner, self._finish = plan, runner, finish
         self._upload = upload_to(runner.device)
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -185,8 +192,11 @@ class PlanEngine(GraphEngine):
         with self._runner.on():
             self._upload([(feeds[name], self._plan.tensors[name]) for name in self.shapes])
             self._plan.enqueue()
-            made = {name: self._plan.tensors[name].float().to("cpu", copy=True) for name in self._plan.outputs}
-        return {name: x.numpy() for name, x in made.items()}
+            made = {name: self._plan.tensors[name] for name in self._plan.outputs}
+            if self._finish is not None:
+                made = self._finish(made, self._plan.tensors)
+            copied = {name: x.float().to("cpu", copy=True) for name, x in made.items()}
+        return {name: x.numpy() for name, x in copied.items()}
 
     @property
     def memory_bytes(self) -> int:
@@ -209,7 +219,7 @@ class TensorRTEngine(PlanEngine):
 
     def __init__(self, folder: Path, precision: str | None = None, *, runner: Runner | None = None) -> None:
         opened = open_plan(Path(folder), precision, runner)
-        super().__init__(opened.plan, opened.runner, opened.record.config.precision, opened.path)
+        super().__init__(opened.plan, opened.runner, opened.record.config.precision, opened.path, opened.finish)
         self.record = opened.record
         """What is known of the engine."""
 
@@ -236,6 +246,8 @@ class OpenedPlan(NamedTuple):
     runner: Runner
     record: EngineRecord
     path: Path
+    finish: OutsideWarp | None
+    """What follows the plan, where that ends before the warp."""
 
 
 def open_plan(folder: Path, precision: str | None, runner: Runner | None) -> OpenedPlan:
@@ -256,8 +268,28 @@ def open_plan(folder: Path, precision: str | None, runner: Runner | None) -> Ope
         path = place / name
         return LoadedPlan(path.read_bytes(), used, where=str(path), host_code=record.config.version_compatible)
 
-    check_warp(PlanEngine(load(SELF_TEST_PLAN), used, record.config.precision, place / SELF_TEST_PLAN))
-    return OpenedPlan(load(STEP_PLAN), used, record, place / STEP_PLAN)
+    finish = None
+    if record.warp == "outside":
+        finish = warp_outside(folder / STEP_GRAPH, used, record.config.precision)
+    else:
+        check_warp(PlanEngine(load(SELF_TEST_PLAN), used, record.config.precision, place / SELF_TEST_PLAN))
+    return OpenedPlan(load(STEP_PLAN), used, record, place / STEP_PLAN, finish)
+
+
+def warp_outside(step: Path, runner: Runner, precision: str) -> OutsideWarp:
+    """What follows an engine that ends before the warp, after torch's own sampling has been tested on this GPU.
+
+    Args:
+        step: the whole step graph.
+        runner: the GPU.
+        precision: of the engine, for messages.
+
+    Raises:
+        BundleError: if torch warps wrongly here, or the graph cannot be cut.
+    """
+    sample = functools.partial(F.grid_sample, mode="bilinear", padding_mode="border", align_corners=True)
+    check_device_warp(sample, f"torch behind {NAME} {precision}", runner.device)
+    return OutsideWarp(step, runner.device)
 
 
 class TensorRTStep:
@@ -282,19 +314,20 @@ class TensorRTStep:
     def __init__(
         self, folder: Path, precision: str | None = None, *, runner: Runner | None = None, record: bool = True
     ) -> None:
-        self._plan, self._runner, self.record, path = open_plan(Path(folder), precision, runner)
+        self._plan, self._runner, self.record, path, self._finish = open_plan(Path(folder), precision, runner)
         self.precision, self.device = str(self.record.config.precision), self._runner.device
         self.form: ConditionForm = form_of(self._plan.shapes)
         """How it wants conditions."""
         missing = [name for name in STEP_INPUTS[1:3] if name not in self._plan.shapes]
-        if missing or "frame" not in self._plan.outputs:
+        if missing or (self._finish is None and "frame" not in self._plan.outputs):
             raise BundleError(f"{path} is not a step: it lacks {', '.join(missing) or 'the output frame'}")
         self._inputs, self._history = _buffers(self._plan, self.form, self.device)
         past = zip(STEP_INPUTS[1:], (self._history.conditions, self._history.frames, self._history.valid), strict=True)
         for name, tensor in {**self._inputs.tensors, **dict(past)}.items():
             if name in self._plan.shapes:
                 self._plan.bind(name, tensor)
-        self._frame = self._plan.tensors["frame"]
+        frames = self._history.frames
+        self._frame = torch.zeros_like(frames[:, 0]) if self._finish else self._plan.tensors["frame"]
         with self._runner.on():
             self._work()  # whatever is set up at the first run cannot be part of a graph
         self._runner.wait()
@@ -305,6 +338,9 @@ class TensorRTStep:
 
     def _work(self) -> None:
         self._plan.enqueue()
+        if self._finish is not None:
+            made = {name: self._plan.tensors[name] for name in self._plan.outputs}
+            self._frame.copy_(self._finish(made, self._plan.tensors)["frame"])
         self._history.advance(self._inputs.past, self._frame)
 
     @property

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from export.bundle import ENGINES_FOLDER, STEP_GRAPH, Manifest, load_manifest, write_bundle
+from export.prepare import Precision
+from export.warp_graph import Warp
 from fastv2v.config import from_dict, to_dict
 from fastv2v.errors import BundleError, ConfigError
 
@@ -27,9 +29,7 @@ STEP_PLAN: Final = "step.plan"
 SELF_TEST_PLAN: Final = "selftest.plan"
 TIMING_CACHE: Final = "timing.cache"
 
-Precision = Literal["f32", "f16", "bf16", "int8"]
 PRECISIONS: Final = get_args(Precision)
-Warp = Literal["grid_sample", "gather", "outside"]
 WARPS: Final[tuple[Warp, ...]] = get_args(Warp)
 """How an engine moves the last frame, in the order they are tried: by TensorRT's own layer, by gathers, or not at all:
 the engine then ends before the warp and torch does the rest."""
@@ -143,6 +143,11 @@ class EngineRecord:
         return self.attempts[-1].warp
 
     @property
+    def plans(self) -> tuple[str, ...]:
+        """Files of plans it has: a self-test only where it warps."""
+        return (STEP_PLAN,) if self.warp == "outside" else (STEP_PLAN, SELF_TEST_PLAN)
+
+    @property
     def key(self) -> str:
         """Name of its folder."""
         return engine_key(self.site, self.config.precision, self.graph)
@@ -229,7 +234,7 @@ def list_engines(folder: Path, manifest: Manifest) -> dict[str, EngineRecord]:
             raise BundleError(
                 f"{folder / inside} is no record of an engine ({error}); {how_to_build(folder)}"
             ) from error
-        for needed in (STEP_PLAN, SELF_TEST_PLAN):
+        for needed in record.plans:
             if f"{place}/{needed}" not in manifest.files:
                 raise BundleError(f"{folder / place} lacks {needed}; {how_to_build(folder)}")
         found[place] = record

@@ -434,7 +434,9 @@ def make(edition: int, world: World) -> types.ModuleType:
             for tensor, value in zip(self._engine._outputs, made, strict=True):
                 place = self._memory(tensor.name, value.shape, tensor.dtype)
                 place[...] = value
-                place += np.float32(world.faults.get("noise", {}).get(tensor.name, 0))
+                noise = world.faults.get("noise", {})
+                if place.dtype == np.float32:
+                    place += np.float32(noise.get(tensor.name, noise.get("*", 0)))
             world.calls.append("captured" if world.is_capturing else "executed")
             return True
 

@@ -1,5 +1,6 @@
 """The TensorRT builder and engine against a stand-in with the real module's names and manners, in both editions."""
 
+import functools
 import json
 import logging
 import shutil
@@ -20,6 +21,8 @@ from export.bundle import STEP_GRAPH, Cost, load_manifest
 from export.choose import roll_out
 from export.engines import REFERENCE, open_engine
 from export.inputs import from_encoded
+from export.prepare import prepare_for_tensorrt
+from export.quantize import quantize_step
 from export.runtime import open_bundle
 from export.tensorrt_api import CudaRunner, describe_site, require_tensorrt
 from export.tensorrt_builder import (
@@ -30,7 +33,6 @@ from export.tensorrt_builder import (
     build_plan,
     check_warp_modes,
     moving_blocks,
-    prepared_graph,
 )
 from export.tensorrt_engine import LoadedPlan, TensorRTEngine, TensorRTStep
 from export.tensorrt_store import (
@@ -140,12 +142,19 @@ def enter(monkeypatch, edition: int) -> World:
     return made
 
 
+def torch_frames(conditions: np.ndarray) -> np.ndarray:
+    """What the module draws from nothing, (T, 3, H, W)."""
+    given = torch.from_numpy(conditions)[None]
+    with torch.no_grad():
+        history = start_history(given[:, :0], None, 2, first_condition=given[:, 0])
+        return torch.cat([made.frame for made in rollout(TinyStep().eval(), given, history)]).numpy()
+
+
 CLIP = ParityClip(random_conditions(5, SIZE, seed=3).numpy(), "test blocks")
 
 
 def build(bundle, world, config=F32, **options) -> EngineRecord:
     options.setdefault("runner", FakeRunner(world))
-    options.setdefault("prepare", prepared_graph)
     return build_engine(bundle, CLIP, config, **options)
 
 
@@ -197,8 +206,7 @@ class TestBuild:
         assert world.builds[0]["cached"] is False and b"of another" not in built.timing_cache
 
     def test_building_again_replaces_the_engine_and_keeps_another_precision(self, bundle, world):
-        prepare = lambda path, precision, warp: path.read_bytes()  # noqa: E731
-        f16 = build(bundle, world, TensorRTConfig(precision="f16"), prepare=prepare)
+        f16 = build(bundle, world, TensorRTConfig(precision="f16"))
         f32 = build(bundle, world)
         build(bundle, world)
         found = list_engines(bundle, load_manifest(bundle))
@@ -305,7 +313,7 @@ class TestWarps:
             asked.append((path.name, precision, warp))
             if warp == "grid_sample":
                 raise BundleError("this form is broken")
-            return path.read_bytes()
+            return prepare_for_tensorrt(path, precision, warp).SerializeToString()
 
         record = build(bundle, world, prepare=prepare)
         assert [a.warp for a in record.attempts] == ["grid_sample", "gather"]
@@ -315,10 +323,43 @@ class TestWarps:
 
     def test_frames_that_stray_are_no_engine_and_the_bundle_stays(self, bundle, world):
         before = load_manifest(bundle)
-        world.faults["noise"] = {"frame": 0.05}
-        with pytest.raises(BundleError, match=r"no TensorRT engine in f32 was kept.*dB beside ONNX Runtime's"):
+        world.faults["noise"] = {"warped": 0, "*": 0.05}
+        with pytest.raises(BundleError, match=r"no TensorRT engine in f32 was kept.*frame reaches 2\d\.\d dB"):
             build(bundle, world)
         assert load_manifest(bundle) == before
+
+    @pytest.mark.parametrize("precision", ["f32", "f16"])
+    @pytest.mark.parametrize("warp", ["grid_sample", "gather", "outside"])
+    def test_every_form_follows_torch_on_arrays_and_on_the_device(self, bundle, world11, precision, warp):
+        record = build(bundle, world11, TensorRTConfig(precision=precision), warps=[warp])
+        assert record.warp == warp and (record.parity_psnr_db or 99) > (60 if precision == "f32" else 50)
+        theirs = torch_frames(CLIP.conditions)
+        engine = TensorRTEngine(bundle, runner=FakeRunner(world11))
+        np.testing.assert_allclose(list(roll_out(engine, CLIP.conditions, 2)), theirs, atol=2e-2)
+        step = TensorRTStep(bundle, runner=FakeRunner(world11))
+        made = [from_encoded(step.form, x) for x in CLIP.conditions]
+        step.start(made[0])
+        np.testing.assert_allclose([step.step(x)[0].numpy().copy() for x in made], theirs, atol=2e-2)
+
+    def test_int8_is_calibrated_on_the_clip(self, bundle, world11, monkeypatch):
+        small = functools.partial(quantize_step, least_channels=4)
+        monkeypatch.setattr("export.prepare.quantize_step", small)
+        record = build(bundle, world11, TensorRTConfig(precision="int8", min_parity_psnr_db=20))
+        assert record.parity_psnr_db > 20 and find_engine(bundle, record.site, "int8")[1] == record
+
+    def test_bf16_is_not_built_where_its_warp_would_be_read_as_nearest(self, bundle, world11):
+        with pytest.raises(BundleError, match=r"warp by grid_sample: bf16 needs operator set 22, and from 20 on"):
+            build(bundle, world11, TensorRTConfig(precision="bf16"), warps=["grid_sample"])
+
+    def test_the_tail_outside_an_engine_is_torchs_and_tested_too(self, bundle, world11, monkeypatch):
+        record = build(bundle, world11, warps=["outside"])
+        assert not (bundle / "engines" / record.key / "selftest.plan").exists()
+        nearest = functools.partial(torch.nn.functional.grid_sample)
+        monkeypatch.setattr(
+            "torch.nn.functional.grid_sample", lambda x, g, mode="", **more: nearest(x, g, mode="nearest", **more)
+        )
+        with pytest.raises(BundleError, match="torch behind tensorrt f32 warps wrongly"):
+            TensorRTStep(bundle, runner=FakeRunner(world11))
 
     def test_frames_that_are_no_numbers_are_no_engine(self, bundle, world11):
         world11.faults["noise"] = {"frame": np.nan}
@@ -566,7 +607,7 @@ def test_timing_cache_is_in_the_bundle(bundle, world11):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_real_engine(bundle):
     pytest.importorskip("tensorrt")
-    build_engine(bundle, CLIP, F32, prepare=prepared_graph)
+    build_engine(bundle, CLIP, F32)
     step = TensorRTStep(bundle)
     first = from_encoded(step.form, CLIP.conditions[0])
     step.start(first)
