@@ -199,7 +199,7 @@ def build_task(settings: TrainingSettings) -> TeacherTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         perceptual = PerceptualLoss(EfficientNetLite0(), (0.2,) * 5, relative=False)
-        generator = CompositeGenerator(replace(recipe.generator, width=settings.width), spec.channels, foreground)
+        generator = CompositeGenerator(replace(recipe.composite, width=settings.width), spec.channels, foreground)
         judges = VideoObjective(objective, spec.channels, perceptual, DISFlow())
     return TeacherTask(generator, spec, judges, TeacherTaskConfig(objective=objective, rollout=rollout))
 

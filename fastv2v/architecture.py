@@ -13,14 +13,20 @@ from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import FolderConfig
 from fastv2v.errors import CheckpointError, ConfigError
 from fastv2v.nn.features import FeatureConfig, FeatureEncoder, FeatureGenerator
-from fastv2v.nn.generators import VideoConfig, VideoGenerator, build_generator
-from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
+from fastv2v.nn.generators import (
+    ImageConfig,
+    ImageGenerator,
+    VideoConfig,
+    VideoGenerator,
+    build_generator,
+    build_image_generator,
+)
 from fastv2v.recipe import UNSET_ROOT
 
 Stage = Literal["first", "teacher", "spatial", "temporal"]
 """Training stages; ``first`` draws single images, for the first frames of a video."""
 
-Generator = VideoGenerator | FeatureGenerator | SingleImageGenerator
+Generator = VideoGenerator | FeatureGenerator | ImageGenerator
 """Whatever a checkpoint may hold: a step model with weights."""
 
 
@@ -28,7 +34,7 @@ Generator = VideoGenerator | FeatureGenerator | SingleImageGenerator
 class Architecture:
     """A generator, its condition and what it was trained on. Written into every checkpoint."""
 
-    generator: VideoConfig | SingleImageConfig
+    generator: VideoConfig | ImageConfig
     """Size and shape."""
     foreground: tuple[str, ...] = ()
     """Names of the label classes the foreground branch paints."""
@@ -47,7 +53,7 @@ class Architecture:
     they lay is left out."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.generator, SingleImageConfig) != (self.stage == "first"):
+        if isinstance(self.generator, ImageConfig) != (self.stage == "first"):
             raise ConfigError("the stage 'first' and a single-image generator go together")
         if self.folder.phase != "train" or self.folder.root != UNSET_ROOT:
             raise ConfigError("the folder of an architecture names no root and the phase 'train'")
@@ -68,9 +74,15 @@ class Architecture:
             ConfigError: if a foreground class is not among the condition's classes.
         """
         channels = foreground_channels(self.condition, self.foreground)
-        if isinstance(self.generator, SingleImageConfig):
-            return SingleImageGenerator(self.generator, self.condition.channels)
-        generator = build_generator(self.generator, self.condition.channels + self.features.channels, channels)
+        spec = self.condition
+        if isinstance(self.generator, ImageConfig):
+            return build_image_generator(self.generator, spec.channels)
+        generator = build_generator(
+            self.generator,
+            spec.channels + self.features.channels,
+            channels,
+            guidance_levels=spec.guidance_levels,
+        )
         return FeatureGenerator(generator, FeatureEncoder(self.features)) if self.features.channels else generator
 
     def build_video(self) -> VideoGenerator:
@@ -111,7 +123,7 @@ def video_generator(model: Generator, what: str) -> VideoGenerator:
     Raises:
         ConfigError: if it draws single images or takes instance features.
     """
-    if isinstance(model, SingleImageGenerator):
+    if isinstance(model, ImageGenerator):
         raise ConfigError(
             f"{what} draws single images, for the first frames of a video; give a run of train-teacher, train-skd or "
             "train-tkd here"

@@ -93,6 +93,9 @@ class Chunk(NamedTuple):
     """The frame each was made from, detached, (B, n, 3, H, W): the latest history frame."""
     valid: Tensor
     """(B, n): 0 where there was no such frame."""
+    guidance: Tensor | None = None
+    """What the network was shown of the painted world, (B, n, 4 * levels, H, W): colours in [-1, 1] and mask of each
+    level, zeros where nothing was known; None without a world."""
 
 
 def rollout_chunks(
@@ -127,8 +130,18 @@ def rollout_chunks(
 
 
 def stack_outputs(outputs: Sequence[FrameOutput]) -> FrameOutput:
-    """Outputs of consecutive steps with a time axis: each part becomes (B, T, ..., H, W)."""
-    parts = (None if parts[0] is None else torch.stack(parts, dim=1) for parts in zip(*outputs, strict=True))
+    """Outputs of consecutive steps with a time axis: each part becomes (B, T, ..., H, W).
+
+    Parts that are one and the same tensor in every step, as frame and hallucinated frame where nothing is blended, are
+    one again.
+    """
+    stacked: dict[tuple[int, ...], Tensor | None] = {}
+    parts = []
+    for of_steps in zip(*outputs, strict=True):
+        key = tuple(map(id, of_steps))
+        if key not in stacked:
+            stacked[key] = None if of_steps[0] is None else torch.stack(of_steps, dim=1)
+        parts.append(stacked[key])
     return FrameOutput(*parts)  # type: ignore[arg-type]
 
 

@@ -14,7 +14,9 @@ from fastv2v.losses.rollout import RolloutConfig
 from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.features import FeatureConfig
+from fastv2v.nn.generators import ImageConfig
 from fastv2v.nn.single_image import SingleImageConfig
+from fastv2v.nn.spade import ModulationConfig, SpadeConfig, SpadeImageConfig
 from fastv2v.optim import OptimConfig
 from fastv2v.recipe import UNSET_ROOT, DataRecipe, HelperRecipe
 from fastv2v.train import TrainConfig
@@ -27,7 +29,7 @@ class TeacherRecipe:
 
     data: DataRecipe = field(default_factory=DataRecipe)
     """Data set and clips."""
-    generator: CompositeConfig = field(default_factory=CompositeConfig)
+    generator: CompositeConfig | SpadeConfig = field(default_factory=CompositeConfig)
     """Size and shape of the generator."""
     foreground: tuple[str, ...] = ()
     """Label classes painted by the foreground branch, by name or id; none leaves the branch out."""
@@ -42,6 +44,17 @@ class TeacherRecipe:
     device: DeviceConfig = field(default_factory=DeviceConfig)
     """Where and in what precision."""
 
+    @property
+    def composite(self) -> CompositeConfig:
+        """The generator, where only vid2vid's own will do.
+
+        Raises:
+            ConfigError: if it is of another kind.
+        """
+        if not isinstance(self.generator, CompositeConfig):
+            raise ConfigError(f"this needs a recipe with a composite generator, not a {type(self.generator).__name__}")
+        return self.generator
+
 
 @dataclass(frozen=True, kw_only=True)
 class FirstRecipe:
@@ -49,7 +62,7 @@ class FirstRecipe:
 
     data: DataRecipe = field(default_factory=DataRecipe)
     """Data set and clips."""
-    generator: SingleImageConfig = field(default_factory=SingleImageConfig)
+    generator: ImageConfig = field(default_factory=SingleImageConfig)
     """Size and shape of the generator."""
     task: TeacherTaskConfig = field(default_factory=TeacherTaskConfig)
     """Losses and discriminators; those of motion must be off."""
@@ -122,7 +135,7 @@ def _finer(base: TeacherRecipe, load_size: int, *, lr: float, growth: int, fixed
             folder=replace(folder, geometry=replace(folder.geometry, load_size=load_size)),
             sampling=replace(base.data.sampling, num_frames=6, grow_every=growth * EPOCH),
         ),
-        generator=replace(base.generator, num_scales=base.generator.num_scales + 1),
+        generator=replace(base.composite, num_scales=base.composite.num_scales + 1),
         task=replace(
             base.task,
             objective=replace(objective, weights=weights, **judges),
@@ -310,7 +323,7 @@ def demo() -> TeacherRecipe:
     return replace(
         base,
         data=replace(base.data, sampling=replace(base.data.sampling, num_frames=18)),
-        generator=replace(base.generator, skips=True),
+        generator=replace(base.composite, skips=True),
         task=replace(
             base.task,
             objective=replace(objective, weights=weights, supervise_hallucinated=True),
@@ -320,13 +333,14 @@ def demo() -> TeacherRecipe:
     )
 
 
-def first_of(teacher: TeacherRecipe, generator: SingleImageConfig) -> FirstRecipe:
+def first_of(teacher: TeacherRecipe, generator: ImageConfig) -> FirstRecipe:
     """A single-image generator on the data, losses and schedule of a teacher: pairs of frames, judged one by one."""
     objective = teacher.task.objective
     pairs = replace(teacher.data.sampling, num_frames=2, given_frames=1, grow_every=0, max_step=1)
     still = replace(objective.weights, warp=0.0, temporal_gan=0.0, temporal_feature_matching=0.0)
+    # No first frame has guidance.
     return FirstRecipe(
-        data=replace(teacher.data, sampling=pairs),
+        data=replace(teacher.data, sampling=pairs, folder=replace(teacher.data.folder, guidance_levels=0)),
         generator=generator,
         task=TeacherTaskConfig(
             objective=replace(objective, weights=still), rollout=RolloutConfig(start_from_nothing=0, start_from_one=1)
@@ -363,12 +377,28 @@ def first_pose() -> FirstRecipe:
     return first_of(pose(), SingleImageConfig(width=64, num_downsamples=3, norm="instance"))
 
 
+def first_world() -> FirstRecipe:
+    """A SPADE generator of first frames for the world recipe at 1024x512."""
+    return first_of(world(), SpadeImageConfig())
+
+
+def first_world_small() -> FirstRecipe:
+    """A small SPADE generator of first frames for world-small."""
+    small = SpadeImageConfig(
+        finest_width=8, max_width=64, doublings=4, label=ModulationConfig(hidden=16), norm="instance"
+    )
+    recipe = first_of(world_small(), small)
+    return replace(recipe, train=replace(recipe.train, max_minutes=3.0))
+
+
 FIRST_PRESETS = {
     "street": first_street,
     "street-2048": first_street_2048,
     "face": first_face,
     "pose": first_pose,
     "demo": first_demo,
+    "world": first_world,
+    "world-small": first_world_small,
 }
 """Presets of single-image generators by the name the command line knows them by."""
 
@@ -407,7 +437,7 @@ def street_small_2() -> TeacherRecipe:
             sampling=replace(base.data.sampling, num_frames=8),
             batch_size=1,
         ),
-        generator=replace(base.generator, num_scales=2, num_local_blocks=2),
+        generator=replace(base.composite, num_scales=2, num_local_blocks=2),
         task=replace(base.task, objective=objective, fixed_coarse_steps=100),
         train=replace(base.train, steps=300),
     )
@@ -464,6 +494,112 @@ def _small_maps(folder: FolderConfig) -> TeacherRecipe:
     )
 
 
+def world() -> TeacherRecipe:
+    """World-consistent vid2vid at 1024x512: 35 Cityscapes classes, and what the video has painted of the world.
+
+    Lengths are in epochs of the street data set, as published. One frame a chunk, so that every network is updated
+    after each; clips start at 4 frames. Adversarial terms count half: ours are summed over two scales, not averaged.
+    """
+    judge = DiscriminatorConfig(num_scales=2, norm="instance")
+    weights = LossWeights(
+        gan=0.5,
+        flow_warp=0.0,
+        warp=0.0,
+        own_warp=10.0,
+        unseen=10.0,
+        guidance=20.0,
+        temporal_gan=0.0,
+        temporal_feature_matching=0.0,
+    )
+    return TeacherRecipe(
+        data=DataRecipe(
+            folder=FolderConfig(
+                root=UNSET_ROOT,
+                classes="cityscapes",
+                guidance_levels=3,
+                geometry=GeometryConfig(mode="exact", size=(512, 1024), interpolation="area"),
+            ),
+            sampling=SamplingConfig(num_frames=4, grow_every=20 * EPOCH, max_frames=30),
+            num_workers=4,
+        ),
+        generator=SpadeConfig(),
+        task=TeacherTaskConfig(
+            objective=ObjectiveConfig(weights=weights, image_discriminator=judge, temporal_scales=0, gan="hinge"),
+            rollout=RolloutConfig(chunk_frames=1, start_from_nothing=0.5, start_from_one=0.25),
+        ),
+        train=TrainConfig(
+            steps=100 * EPOCH,
+            optim=OptimConfig(lr=1e-4, betas=(0.0, 0.999), decay_fraction=0.6),
+            discriminator_lr_multiplier=4.0,
+            checkpoint_every=1000,
+            sample_every=1000,
+            eval_every=1000,
+        ),
+    )
+
+
+def world_plain() -> TeacherRecipe:
+    """The same SPADE teacher without guidance: what world must beat."""
+    return _unguided(world())
+
+
+def world_small() -> TeacherRecipe:
+    """World-consistent vid2vid in minutes on a CPU, at 128x64, on the procedural world.
+
+    Drawn and warped pixels are blended, modulations are narrow, and clips begin deep in rollouts of the teacher's own,
+    whose frames have painted the world by then.
+    """
+    base = _minutes()
+    objective = base.task.objective
+    weights = replace(
+        objective.weights, flow_warp=5.0, own_warp=5.0, guidance=5.0, temporal_gan=0.0, temporal_feature_matching=0.0
+    )
+    return replace(
+        base,
+        data=replace(
+            base.data,
+            folder=replace(
+                base.data.folder,
+                guidance_levels=3,
+                geometry=GeometryConfig(mode="exact", size=(64, 128), interpolation="area"),
+            ),
+            sampling=SamplingConfig(num_frames=12),
+            batch_size=1,
+        ),
+        generator=SpadeConfig(
+            base_width=8,
+            max_width=64,
+            frame_downsamples=3,
+            bottleneck_blocks=2,
+            label=ModulationConfig(kernel=1),
+            guidance=ModulationConfig(hidden=8),
+            combine="blend",
+            flow_width=8,
+            flow_downsamples=3,
+            flow_blocks=2,
+            flow_scale=20.0,
+        ),
+        task=replace(
+            base.task,
+            objective=replace(objective, weights=weights, temporal_scales=0, supervise_hallucinated=True),
+            lead_in=6,
+            rollout=RolloutConfig(chunk_frames=2, backprop_frames=2, start_from_nothing=0.15, start_from_one=0.5),
+        ),
+        train=replace(base.train, max_minutes=8.0),
+        device=DeviceConfig(precision="fp32"),  # convolutions this narrow are slower in bf16 on CPUs
+    )
+
+
+def world_small_plain() -> TeacherRecipe:
+    """World-small without guidance, all else alike."""
+    return _unguided(world_small())
+
+
+def _unguided(base: TeacherRecipe) -> TeacherRecipe:
+    """The same recipe without guidance."""
+    return replace(base, data=replace(base.data, folder=replace(base.data.folder, guidance_levels=0)))
+
+
 MOVABLE = ("person", "rider", "car", "truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle")
 """Cityscapes' classes 24 to 33: what moves by itself."""
 
@@ -482,8 +618,14 @@ PRESETS = {
     "street-small-2": street_small_2,
     "face-small": face_small,
     "pose-small": pose_small,
+    "world": world,
+    "world-plain": world_plain,
+    "world-small": world_small,
+    "world-small-plain": world_small_plain,
 }
 """Presets by the name the command line knows them by."""
 
-SMALL = frozenset({"demo", "street-small", "street-small-2", "face-small", "pose-small"})
+SMALL = frozenset(
+    {"demo", "street-small", "street-small-2", "face-small", "pose-small", "world-small", "world-small-plain"}
+)
 """Presets that train in minutes on a CPU."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from fastv2v.losses.rollout import (
 )
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly
 from fastv2v.nn.features import EncodingStep, FeatureGenerator, clip_conditions, observations
+from fastv2v.nn.generators import ImageGenerator
 from fastv2v.nn.norms import batch_statistics
 from fastv2v.ops.labels import condition_pictures, encode_clip
 from fastv2v.render import Chunk, render_clip, rollout_chunks
@@ -63,6 +64,8 @@ class TeacherTask:
         objective: losses and discriminators.
         config: rollout settings.
         palette: display colour of each label class, for samples.
+        first: a frozen generator of single images on the same device. Videos that would begin from nothing then begin
+            with frames of its drawing, as they do when deployed with it.
 
     Raises:
         ConfigError: if coarse scales shall be fixed and there are none.
@@ -78,6 +81,7 @@ class TeacherTask:
         objective: VideoObjective,
         config: TeacherTaskConfig,
         palette: Sequence[Sequence[int]] = (),
+        first: ImageGenerator | None = None,
     ) -> None:
         inner = generator.generator if isinstance(generator, FeatureGenerator) else generator
         if config.fixed_coarse_steps and not isinstance(inner, CoarseToFineGenerator):
@@ -87,6 +91,7 @@ class TeacherTask:
         self.objective = objective
         self.config = config
         self.palette = palette
+        self.first = first
         self.players: Mapping[str, nn.Module] = {"generator": generator, **objective.discriminators}
         self.weights: Mapping[str, Mapping[str, float]] = objective.weights(uses_flow=generator.uses_flow)
 
@@ -98,11 +103,21 @@ class TeacherTask:
         conditions = encode_clip(self.spec, clip)
         judged = clip.take(lead, clip.num_frames) if lead else clip
         reference = self.objective.reference(conditions[:, lead:], judged.frames, judged.flow)
+        if self.first is not None and start == "nothing":
+            clip, start = replace(clip, frames=self._with_drawn(self.first, clip.frames, conditions)), "full"
         past: list[Tensor] = []
         for chunk in self._rollout(clip, conditions, start, at, lead):
             num_made = chunk.start - self.generator.history_length
             yield self.objective.chunk_losses(chunk, reference, past, num_made=num_made)
             past = self.objective.past_after(past, chunk)
+
+    @torch.no_grad()
+    def _with_drawn(self, first: ImageGenerator, frames: Tensor, conditions: Tensor) -> Tensor:
+        """The frames of a clip, those of the history drawn from their conditions."""
+        past = self.generator.history_length
+        with batch_statistics(first):
+            drawn = [first(condition[:, : first.condition_channels]) for condition in conditions[:, :past].unbind(1)]
+        return torch.cat([torch.stack(drawn, dim=1), frames[:, past:]], dim=1)
 
     def _rollout(self, clip: Clip, conditions: Tensor, start: str, at: int, lead: int) -> Iterator[Chunk]:
         """Chunks after the lead-in, with the look of the real frames where the generator takes features."""

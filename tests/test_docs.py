@@ -153,7 +153,8 @@ class TestMigration:
     def test_every_preset_has_its_row(self):
         table = [row for row in rows(self.PAGE) if len(row) == 4 and row[0] != "vid2vid"]
         named = {name for row in table for name in re.findall(r"`([\w-]+)`", row[1])}
-        assert named == set(PRESETS)
+        others = {row[0].strip("`") for row in rows("docs/world.md") if len(row) == 4 and row[0].startswith("`world")}
+        assert named | others == set(PRESETS) and not named & others
 
     def test_every_defect_is_answered(self):
         answered = [row[0] for row in rows(self.PAGE) if re.fullmatch(r"D\d+", row[0]) and all(row)]
@@ -174,6 +175,19 @@ class TestDistillation:
     def test_every_file_in_the_text_exists(self):
         named = re.findall(r"`((?:distill|students|interpolate|export)/[\w/]*(?:\.py)?)`", read(self.PAGE))
         assert len(named) >= 4 and all((ROOT / name).exists() for name in named)
+
+
+class TestWorld:
+    PAGE = "docs/world.md"
+
+    def test_every_option_of_a_recipe_exists(self):
+        named = {option for span in spans(self.PAGE) for option in re.findall(r"--recipe[\w.-]*", span)}
+        there = options("train-teacher", "world")
+        assert len(named) >= 5 and all(is_known(option, there) for option in named)
+
+    def test_every_file_exists(self):
+        named = re.findall(r"`((?:scripts|fastv2v|teachers|tests)/[\w/]+\.\w+)`", read(self.PAGE))
+        assert len(named) >= 4 and all((ROOT / name).is_file() for name in named)
 
 
 def test_the_picture_of_conditions_is_small():

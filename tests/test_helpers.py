@@ -109,7 +109,8 @@ class TestFlow:
         assert isinstance(two_way.estimator, DISFlow)
 
     def test_flow_files_reach_the_objective(self, device):
-        target = build_objective(replace(CONFIG, weights=LossWeights()), 6, HelperRecipe(flow="files"), device)
+        spec = ConditionSpec(kind="maps", map_channels=6)
+        target = build_objective(replace(CONFIG, weights=LossWeights()), spec, HelperRecipe(flow="files"), device)
         flow = torch.rand(1, 1, 2, 16, 16)
         assert target.reference(torch.zeros(1, 2, 6, 16, 16), torch.zeros(1, 2, 3, 16, 16), flow).flow is flow
         with pytest.raises(DataError, match="these frames carry none"):

@@ -20,10 +20,13 @@ from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.local import LocalConfig, LocalGenerator
+from fastv2v.nn.spade import SpadeGenerator
 from teachers.import_weights import Imported, load_imported
 from teachers.presets import TeacherRecipe
 
 _LOG = logging.getLogger(__name__)
+
+_SAME = "a SPADE generator starts from one of the same shape only"
 
 IMPORTED = "network.json"
 """File by which a folder of ``fastv2v import-weights`` is known."""
@@ -96,7 +99,7 @@ def adapted(recipe: TeacherRecipe, initial: InitialWeights, spec: ConditionSpec)
     if not isinstance(first.config, CompositeConfig):
         raise ConfigError("--init lacks the composite generator of scale 0")
     # One scale more than was imported is grown; otherwise their number is as imported.
-    asked, there = recipe.generator, len(initial.generators)
+    asked, there = _composite(recipe.generator), len(initial.generators)
     config = replace(first.config, num_scales=there + int(asked.num_scales == there + 1))
     config = replace(config, num_local_blocks=asked.num_local_blocks)
     locals_ = [g.blueprint for g in initial.generators[1:]]
@@ -211,6 +214,11 @@ def _fill(target: nn.Module, source: nn.Module, what: str) -> None:
 def _take_generator(run: Trained, generator: VideoGenerator) -> bool:
     """Copy a trained generator; whether the new one has a scale more."""
     old = run.generator
+    if isinstance(old, SpadeGenerator) and isinstance(generator, SpadeGenerator):
+        if old.config != generator.config:
+            raise ConfigError(f"{run.checkpoint} holds a generator of the shape {old.config}; {_SAME}")
+        _fill(generator, old, f"the generator of {run.checkpoint}")
+        return False
     shape, wanted = _composite(run.architecture.generator), _composite(generator.config)
     grown = shape.num_scales + 1 == wanted.num_scales
     scales = wanted.num_scales if grown else shape.num_scales
@@ -241,7 +249,8 @@ def _composite(config: object) -> CompositeConfig:
     """The config, where nothing but a composite generator of videos will do."""
     if not isinstance(config, CompositeConfig):
         raise ConfigError(
-            f"a {type(config).__name__} cannot start a teacher or grow; --init takes composite generators"
+            f"a {type(config).__name__} cannot start a teacher or grow; --init takes composite generators, and for a "
+            "SPADE generator one of the same shape"
         )
     return config
 
@@ -250,5 +259,5 @@ def _scales(generator: VideoGenerator) -> list[nn.Module]:
     """The networks of a generator, coarsest first."""
     if isinstance(generator, CoarseToFineGenerator):
         return [generator.coarse, *generator.local]
-    assert isinstance(generator, CompositeGenerator | LocalGenerator)
+    assert isinstance(generator, CompositeGenerator | LocalGenerator | SpadeGenerator)
     return [generator]

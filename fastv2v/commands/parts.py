@@ -67,10 +67,16 @@ def build_flow(helpers: HelperRecipe, device: Device) -> FlowEstimator:
 
 
 def build_objective(
-    config: ObjectiveConfig, condition_channels: int, helpers: HelperRecipe, device: Device
+    config: ObjectiveConfig, spec: ConditionSpec, helpers: HelperRecipe, device: Device
 ) -> VideoObjective:
-    """Losses and discriminators."""
-    return VideoObjective(config, condition_channels, build_perceptual(helpers, device), build_flow(helpers, device))
+    """Losses and discriminators for frames of such conditions."""
+    return VideoObjective(
+        config,
+        spec.channels,
+        build_perceptual(helpers, device),
+        build_flow(helpers, device),
+        guidance_levels=spec.guidance_levels,
+    )
 
 
 def continue_discriminators(objective: VideoObjective, checkpoint: Path, *, grown: bool = False) -> None:

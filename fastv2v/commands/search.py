@@ -433,7 +433,7 @@ def _train_super(shop: _Workshop) -> Path:
         inherit_weights(whole, trained.generator)
         order_channels(whole)
     _LOG.info("super-network: %.2f M weights, %d students", num_parameters(whole) / 1e6, args.space.num_students)
-    objective = build_objective(recipe.task.objective, shop.channels, recipe.helpers, shop.device)
+    objective = build_objective(recipe.task.objective, shop.architecture.condition, recipe.helpers, shop.device)
     continue_discriminators(objective, shop.teacher.checkpoint)
     source = _source(shop)
 
@@ -518,7 +518,7 @@ def _save_found(shop: _Workshop, whole: SlimGenerator, config: SlimConfig, check
     args, recipe = shop.args, shop.recipe
     student = extract(whole, config)
     recalibrate(student, _calibration(shop))
-    objective = build_objective(recipe.finetune.objective, shop.channels, recipe.helpers, shop.device)
+    objective = build_objective(recipe.finetune.objective, shop.architecture.condition, recipe.helpers, shop.device)
     continue_discriminators(objective, checkpoint)
     task = SpatialTask(student, _source(shop), shop.folder.spec, objective, recipe.finetune)
     described = {"config": to_dict(config), "super_sha256": journal.weights_sha256}

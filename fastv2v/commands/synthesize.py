@@ -30,9 +30,8 @@ from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.nn.face_features import BorrowedFeatures, build_bank, read_bank, read_parts, write_bank
 from fastv2v.nn.features import FeatureEncoder, FeatureGenerator, clip_conditions
-from fastv2v.nn.generators import VideoGenerator
+from fastv2v.nn.generators import ImageGenerator, VideoGenerator
 from fastv2v.nn.norms import batch_statistics
-from fastv2v.nn.single_image import SingleImageGenerator
 from fastv2v.ops.labels import condition_pictures, encode_clip
 from fastv2v.ops.pictures import part_pictures
 from fastv2v.render import start_history
@@ -137,7 +136,7 @@ def roll_out(
     given_frames: int,
     device: Device,
     *,
-    first: SingleImageGenerator | None = None,
+    first: ImageGenerator | None = None,
     first_features: Encode | None = None,
 ) -> Iterator[Made]:
     """Synthesise a sequence of any length.
@@ -181,7 +180,7 @@ def roll_out(
             yield Made(clip.take(t, t + 1), output)
 
 
-def _own_channels(first: SingleImageGenerator, condition: Tensor) -> Tensor:
+def _own_channels(first: ImageGenerator, condition: Tensor) -> Tensor:
     """The condition as a single-image generator knows it: published ones have no channel of instance borders."""
     return condition[:, : first.condition_channels - first.config.feature_channels]
 
@@ -204,7 +203,7 @@ def output_name(folder: VideoFolder, sequence: Sequence) -> str:
     return folder.root.resolve().name if sequence.name == "." else sequence.name
 
 
-def load_first(path: Path, spec: ConditionSpec) -> SingleImageGenerator:
+def load_first(path: Path, spec: ConditionSpec) -> ImageGenerator:
     """A single-image generator that suits a condition.
 
     Args:
@@ -215,22 +214,23 @@ def load_first(path: Path, spec: ConditionSpec) -> SingleImageGenerator:
         ConfigError: if it is another kind of network, or takes other conditions.
     """
     network = load_imported(path).network if (path / IMPORTED).is_file() else load_trained(path).model
-    if not isinstance(network, SingleImageGenerator):
+    if not isinstance(network, ImageGenerator):
         raise ConfigError(
             f"{path} holds no generator of single images; give a run of train-first, or an imported 'global', "
             "'local_enhancer' or 'global_with_features'"
         )
     channels = network.condition_channels - network.config.feature_channels
-    if channels not in {spec.channels, spec.channels - int(spec.use_instances)}:
+    # Of what is given: no first frame has guidance.
+    if channels not in {spec.channels, spec.given_channels, spec.given_channels - int(spec.use_instances)}:
         raise ConfigError(
-            f"{path} takes conditions of {channels} channels and the teacher's have {spec.channels}; "
+            f"{path} takes conditions of {channels} channels and the teacher's have {spec.given_channels}; "
             "train it on the same data set"
         )
     return network
 
 
 def load_first_features(
-    args: Synthesize, first: SingleImageGenerator, trained: Trained, folder: VideoFolder, device: Device
+    args: Synthesize, first: ImageGenerator, trained: Trained, folder: VideoFolder, device: Device
 ) -> FirstFeatures | None:
     """Where the features of drawn first frames come from; None for a generator that takes none.
 

@@ -48,8 +48,10 @@ from fastv2v.commands.parts import (
     open_train,
     palette_of,
 )
+from fastv2v.commands.synthesize import load_first
 from fastv2v.config import to_dict
 from fastv2v.contracts import Task
+from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import VideoFolder
 from fastv2v.data.loader import ClipLoader, read_sequence
 from fastv2v.device import Device, open_device
@@ -57,8 +59,7 @@ from fastv2v.errors import ConfigError
 from fastv2v.log import BarProgress, SilentProgress, clock
 from fastv2v.losses.objective import temporal_discriminator
 from fastv2v.nn.features import FeatureConfig, FeatureGenerator
-from fastv2v.nn.generators import VideoConfig, VideoGenerator
-from fastv2v.nn.single_image import SingleImageConfig
+from fastv2v.nn.generators import ImageConfig, ImageGenerator, VideoConfig, VideoGenerator
 from fastv2v.nn.video_features import VideoFeatures, VideoNetwork
 from fastv2v.recipe import UNSET_ROOT, DataRecipe
 from fastv2v.run import open_run
@@ -91,6 +92,9 @@ class TrainTeacher:
     init: tuple[Path, ...] = ()
     """Weights to start from: a run of train-teacher with as many scales, or with one fewer to grow it; or folders of
     import-weights, whose shapes then replace the recipe's."""
+    first_frames: Path | None = None
+    """A run of train-first, or an imported network: clips that would begin from nothing begin with frames of its
+    drawing."""
     recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
     """What the preset says, open to change."""
     overwrite: bool = False
@@ -168,6 +172,8 @@ def train_teacher(args: TrainTeacher) -> FitResult:
     device = open_device(recipe.device)
     folder, loader = open_train(recipe.data, args.data, device, recipe.train.seed)
     initial = read_initial(args.init)
+    if args.first_frames is not None and recipe.task.rollout.start_from_nothing == 0:
+        raise ConfigError("--first-frames has nothing to draw: raise --recipe.task.rollout.start-from-nothing above 0")
     if recipe.task.fixed_coarse_steps and not args.init:
         raise ConfigError(
             "fixed_coarse_steps keeps the coarse scales as they are, and without --init they are random; give --init a "
@@ -180,13 +186,29 @@ def train_teacher(args: TrainTeacher) -> FitResult:
     architecture = replace(architecture, features=recipe.features)
     teacher = architecture.build()
     check_size(teacher, architecture.size, "the teacher")
-    objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
+    objective = build_objective(recipe.task.objective, folder.spec, recipe.helpers, device)
     initial = _start_encoder(initial, teacher, recipe.features)
     inner = teacher.generator if isinstance(teacher, FeatureGenerator) else teacher
     load_initial(initial, video_generator(inner, "the teacher"), objective, folder)
-    task = TeacherTask(teacher, folder.spec, objective, recipe.task, architecture.palette)
+    first = None
+    if args.first_frames is not None:
+        first = _first_model(args.first_frames, folder.spec, architecture).to(device.device)
+    task = TeacherTask(teacher, folder.spec, objective, recipe.task, architecture.palette, first)
     _LOG.info("teacher: %.2f M weights, %d condition channels", num_parameters(teacher) / 1e6, folder.spec.channels)
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
+
+
+def _first_model(path: Path, spec: ConditionSpec, architecture: Architecture) -> ImageGenerator:
+    """The frozen generator that draws first frames.
+
+    Raises:
+        ConfigError: if it is none, or takes other conditions or sizes than the teacher's, or features.
+    """
+    first = load_first(path, spec)
+    if first.config.feature_channels:
+        raise ConfigError(f"{path} draws with features, which training has none of; give a run of train-first")
+    check_size(first, architecture.size, f"the first-frame generator {path}")
+    return first.eval().requires_grad_(False)
 
 
 def _start_encoder(initial: InitialWeights, teacher: Generator, features: FeatureConfig) -> InitialWeights:
@@ -220,7 +242,7 @@ def train_first(args: TrainFirst) -> FitResult:
     architecture = _architecture("first", recipe.generator, (), recipe.data, folder, loader)
     generator = architecture.build()
     check_size(generator, architecture.size, "the generator")
-    objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
+    objective = build_objective(recipe.task.objective, folder.spec, recipe.helpers, device)
     task = TeacherTask(generator, folder.spec, objective, recipe.task, architecture.palette)
     return _fit(args, task, loader, recipe.data, recipe.train, device, architecture)
 
@@ -244,7 +266,7 @@ def train_spatial(args: TrainSpatial) -> FitResult:
         source_run = load_trained(args.inherit)
         check_condition(source_run.architecture, folder, f"the source {args.inherit}")
         inherit_weights(student, source_run.generator)
-    objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
+    objective = build_objective(recipe.task.objective, folder.spec, recipe.helpers, device)
     if teacher is not None:
         continue_discriminators(objective, teacher.checkpoint)
     source = _teacher_source(args, teacher, student, architecture, folder, device)
@@ -329,7 +351,7 @@ def train_temporal(args: TrainTemporal) -> FitResult:
     args = replace(args, recipe=recipe)
     # Draws one gap for nothing: it refuses clips that even the smallest does not fit into.
     draw_gap(recipe.task.gap, recipe.data.sampling.num_frames, student.generator.history_length, torch.Generator())
-    objective = build_objective(recipe.task.objective, folder.spec.channels, recipe.helpers, device)
+    objective = build_objective(recipe.task.objective, folder.spec, recipe.helpers, device)
     continue_discriminators(objective, student.checkpoint)
     source = _teacher_source(args, teacher, student.generator, architecture, folder, device)
     video = _window_network(recipe.task, teacher, device)
@@ -382,7 +404,7 @@ def _window_network(task: TemporalConfig, teacher: Trained | None, device: Devic
 
 def _architecture(
     stage: Stage,
-    generator: VideoConfig | SingleImageConfig,
+    generator: VideoConfig | ImageConfig,
     foreground: tuple[str, ...],
     data: DataRecipe,
     folder: VideoFolder,

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fastv2v.contracts import FlowEstimator
+from fastv2v.data.painter import GUIDANCE_CHANNELS
 from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.losses.contrast import contrast_distance
 from fastv2v.losses.face import FaceRegion, crop_faces, face_boxes
 from fastv2v.losses.flow import masked_l1
 from fastv2v.losses.gan import GanKind, discriminator_loss, feature_matching_loss, generator_loss
+from fastv2v.losses.guidance import guidance_loss, unseen_loss
 from fastv2v.losses.perceptual import PerceptualLoss
 from fastv2v.losses.tuples import dense_tuples, past_needed, sparse_tuples
 from fastv2v.nn.discriminator import DiscriminatorConfig, Features, MultiScaleDiscriminator
@@ -49,6 +51,14 @@ class LossWeights:
     """Real previous frame warped by the predicted flow against the real frame."""
     warp: float = 10.0
     """Finished frame against the previous finished frame warped by the reference flow."""
+    own_warp: float = 0.0
+    """Own previous frame warped by the predicted flow against the real frame (world-consistent vid2vid: 10)."""
+    unseen: float = 0.0
+    """Pulls the occlusion to 1 where that warped frame shows something else than the real one, to 0 elsewhere
+    (world-consistent vid2vid: 10)."""
+    guidance: float = 0.0
+    """Finished frame against the colours that the painted world showed it (world-consistent vid2vid: 20). Only where
+    the condition has guidance."""
     occlusion: float = 0.0
     """Pulls the occlusion to 0 where the reference flow is confident (vid2vid: 1 with no_first_img)."""
     temporal_gan: float = 1.0
@@ -171,6 +181,11 @@ class VideoObjective(nn.Module):
         condition_channels: C.
         perceptual: frozen perceptual loss; may be None only if its weight is 0.
         estimator: reference flow.
+        guidance_levels: levels of guidance that the condition ends with. No discriminator sees them: a real frame has
+            none.
+
+    Raises:
+        ConfigError: if a loss lacks what it needs.
     """
 
     def __init__(
@@ -179,11 +194,15 @@ class VideoObjective(nn.Module):
         condition_channels: int,
         perceptual: PerceptualLoss | None,
         estimator: FlowEstimator,
+        *,
+        guidance_levels: int = 0,
     ) -> None:
         super().__init__()
         if config.weights.perceptual > 0 and perceptual is None:
             raise ConfigError("the perceptual weight is positive and no perceptual network was given")
         self.config = config
+        self.guidance_levels = guidance_levels
+        condition_channels -= GUIDANCE_CHANNELS * guidance_levels
         self.perceptual = perceptual
         self.estimator = estimator
         self.discriminators = nn.ModuleDict()
@@ -211,11 +230,12 @@ class VideoObjective(nn.Module):
             uses_flow: whether the generator has a flow branch.
             more: further generator terms a task adds, with their weights.
         """
-        flow_terms = {"flow", "flow_warp", "occlusion"}
+        flow_terms = {"flow", "flow_warp", "occlusion", "own_warp", "unseen"}
         generator: dict[str, float] = {}
         for name in (f.name for f in fields(LossWeights)):
             weight = float(getattr(self.config.weights, name))
-            if weight > 0 and (uses_flow or name not in flow_terms):
+            possible = (uses_flow or name not in flow_terms) and (self.guidance_levels or name != "guidance")
+            if weight > 0 and possible:
                 generator.update(dict.fromkeys(self._names(name), weight))
         generator.update(more or {})
         return {"generator": generator, **{name: {"fake": 0.5, "real": 0.5} for name in self.discriminators}}
@@ -262,23 +282,27 @@ class VideoObjective(nn.Module):
         """
         now = slice(chunk.start, chunk.start + chunk.output.frame.shape[1])
         real = reference.frames[:, now]
-        drawn = [chunk.output.frame] + ([] if chunk.output.flow is None else [chunk.output.hallucinated])
+        output = chunk.output
+        blends = output.flow is not None and output.hallucinated is not output.frame
+        drawn = [output.frame, output.hallucinated] if blends else [output.frame]
         losses: dict[str, Terms] = {"generator": {}}
         generator = losses["generator"]
         if self.config.weights.reconstruction > 0:
             generator["reconstruction"] = torch.stack([(x - real).abs().mean() for x in drawn]).sum()
         if self.config.weights.contrast > 0:
             generator["contrast"] = contrast_distance(drawn[0].flatten(0, 1), real.flatten(0, 1))
+        if self.config.weights.guidance > 0 and self.guidance_levels:
+            generator["guidance"] = self._guidance_term(chunk)
         self._flow_terms(generator, chunk, reference, now)
         seen = slice(-self.config.judged_frames, None) if self.config.judged_frames else slice(None)
         judged = drawn if self.config.supervise_hallucinated else drawn[:1]
         judged, real = [x[:, seen] for x in judged], real[:, seen]
         self._perceptual_terms(generator, judged, real)
         if "image_discriminator" in self.discriminators:
-            conditions = reference.conditions[:, now][:, seen]
+            conditions = self._without_guidance(reference.conditions[:, now][:, seen])
             losses["image_discriminator"] = self._image_terms(generator, judged, real, conditions)
         if "face_discriminator" in self.discriminators:
-            conditions = reference.conditions[:, now][:, seen]
+            conditions = self._without_guidance(reference.conditions[:, now][:, seen])
             losses["face_discriminator"] = self._face_terms(generator, judged[0], real, conditions)
         if self.config.uses_temporal_discriminator:
             for scale in range(self.config.temporal_scales):
@@ -287,6 +311,15 @@ class VideoObjective(nn.Module):
                     generator, scale, tuples, chunk, reference, past
                 )
         return losses
+
+    def _guidance_term(self, chunk: Chunk) -> Tensor:
+        if chunk.guidance is None:
+            raise ShapeError("the guidance term needs a rollout that says what guidance each frame was given")
+        return guidance_loss(chunk.output.frame, chunk.guidance[:, :, :GUIDANCE_CHANNELS])
+
+    def _without_guidance(self, conditions: Tensor) -> Tensor:
+        """Conditions (B, n, C, H, W) as the discriminators see them."""
+        return conditions[:, :, : conditions.shape[2] - GUIDANCE_CHANNELS * self.guidance_levels]
 
     def _perceptual_terms(self, terms: Terms, judged: list[Tensor], real: Tensor) -> None:
         if self.config.weights.perceptual > 0 and self.perceptual is not None:
@@ -298,7 +331,8 @@ class VideoObjective(nn.Module):
         before = slice(now.start - 1, now.stop - 1)
         flow = reference.flow[:, before]
         # Without a previous frame there is nothing to follow: those frames teach no motion.
-        confidence = reference.confidence[:, before] * chunk.valid.view(*chunk.valid.shape, 1, 1, 1)
+        valid = chunk.valid.view(*chunk.valid.shape, 1, 1, 1)
+        confidence = reference.confidence[:, before] * valid
         if weights.warp > 0:
             moved = warp_backward(chunk.previous.flatten(0, 1), flow.flatten(0, 1)).view_as(chunk.previous)
             terms["warp"] = masked_l1(output.frame, moved, confidence)
@@ -310,6 +344,10 @@ class VideoObjective(nn.Module):
             real_before, real = reference.frames[:, before], reference.frames[:, now]
             moved = warp_backward(real_before.flatten(0, 1), output.flow.flatten(0, 1)).view_as(real)
             terms["flow_warp"] = masked_l1(moved, real, confidence)
+        if output.warped is not None and weights.own_warp > 0:
+            terms["own_warp"] = masked_l1(output.warped, reference.frames[:, now], valid)
+        if output.warped is not None and weights.unseen > 0:
+            terms["unseen"] = unseen_loss(output.occlusion, output.warped, reference.frames[:, now], valid)
         if weights.occlusion > 0:
             terms["occlusion"] = masked_l1(output.occlusion, 0.0, confidence)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from fastv2v.contracts import FrameOutput, History, StepModel
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.nn.norms import batch_statistics, kept_statistics
+from fastv2v.nn.spectral import SpectralMemory
 from fastv2v.render import Chunk, rollout_chunks, start_history
 
 WORN: Final = {"worn2": 2, "worn4": 4, "worn8": 8}
@@ -244,5 +245,11 @@ class CheckpointedStep:
         return result
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """The second run must not count its batches again: running statistics would differ from a plain training."""
-        return nullcontext(), kept_statistics(self._model)
+        """The second run must be the first once more, and must not count its batches again."""
+        memory = SpectralMemory(self._model)
+        return memory.keeping(), self._again(memory)
+
+    @contextmanager
+    def _again(self, memory: SpectralMemory) -> Iterator[None]:
+        with kept_statistics(self._model), memory.recalling():
+            yield

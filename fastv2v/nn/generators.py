@@ -1,20 +1,29 @@
-"""Every generator of videos, and how a config becomes one."""
+"""Every generator, and how a config becomes one."""
 
 from __future__ import annotations
 
+from fastv2v.errors import ConfigError
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
+from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
+from fastv2v.nn.spade import SpadeConfig, SpadeGenerator, SpadeImageConfig, SpadeImageGenerator
 
-VideoGenerator = CompositeGenerator | CoarseToFineGenerator | SlimGenerator
-"""A generator of one scale or of several, or one made for a budget."""
+VideoGenerator = CompositeGenerator | CoarseToFineGenerator | SlimGenerator | SpadeGenerator
+"""A generator of videos: of one scale or of several, made for a budget, or of SPADE blocks."""
 
-VideoConfig = CompositeConfig | SlimConfig
+VideoConfig = CompositeConfig | SlimConfig | SpadeConfig
 """Size and shape of any of them."""
+
+ImageGenerator = SingleImageGenerator | SpadeImageGenerator
+"""A generator of single images, for the first frames of a video."""
+
+ImageConfig = SingleImageConfig | SpadeImageConfig
+"""Size and shape of any of these."""
 
 
 def build_generator(
-    config: VideoConfig, condition_channels: int, foreground_channels: tuple[int, ...] = ()
+    config: VideoConfig, condition_channels: int, foreground_channels: tuple[int, ...] = (), *, guidance_levels: int = 0
 ) -> VideoGenerator:
     """The generator that a config describes, with fresh weights.
 
@@ -22,8 +31,29 @@ def build_generator(
         config: size, shape and number of scales.
         condition_channels: C.
         foreground_channels: see the generators.
+        guidance_levels: levels of guidance that the condition ends with; to most generators they are channels like
+            any others.
+
+    Raises:
+        ConfigError: if the generator has no use for a foreground or the guidance.
     """
+    if isinstance(config, SpadeConfig):
+        if foreground_channels:
+            raise ConfigError("a SPADE generator has no foreground branch: leave --recipe.foreground empty")
+        return SpadeGenerator(config, condition_channels, guidance_levels)
     if isinstance(config, SlimConfig):
         return SlimGenerator(config, condition_channels, foreground_channels)
     kind = CompositeGenerator if config.num_scales == 1 else CoarseToFineGenerator
     return kind(config, condition_channels, foreground_channels)
+
+
+def build_image_generator(config: ImageConfig, condition_channels: int) -> ImageGenerator:
+    """The generator of single images that a config describes, with fresh weights.
+
+    Args:
+        config: size and shape.
+        condition_channels: C.
+    """
+    if isinstance(config, SpadeImageConfig):
+        return SpadeImageGenerator(config, condition_channels)
+    return SingleImageGenerator(config, condition_channels)
