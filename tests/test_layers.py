@@ -25,6 +25,7 @@ MAY_IMPORT = {
     **dict.fromkeys(DEPLOYED, ("fastv2v", "export", "interpolate")),
     **dict.fromkeys(CLI, ROOMS),
     "scripts": CLI,
+    "scripts.serve": ("fastv2v", "export"),
 }
 """Each place and the parts of the project it may import. The command line is imported by itself and scripts only."""
 
@@ -131,7 +132,7 @@ def all_imports(module: str) -> list[tuple[str, int]]:
 def allowed(importer: str, imported: str) -> bool:
     """What the table says of one import between parts of the project."""
     place = max((p for p in MAY_IMPORT if within(importer, p)), key=len)
-    if any(within(imported, part) for part in CLI) and place not in (*CLI, "scripts"):
+    if any(within(imported, part) for part in CLI) and not any(within(place, p) for p in (*CLI, "scripts")):
         return False
     return any(within(imported, part) for part in MAY_IMPORT[place])
 

@@ -1,0 +1,170 @@
+"""A bundle served over real sockets: the frames, one client after the other, and whatever clients do wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bundle import SIZE, SPEC, FakeEngine, label_maps, manifest, write_tiny
+
+from export.runtime import open_bundle
+from export.stream import Stream
+from fastv2v.data.conditions import ConditionSpec
+from fastv2v.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+_SPEC = importlib.util.spec_from_file_location("serve", ROOT / "scripts/serve.py")
+serve = importlib.util.module_from_spec(_SPEC)
+sys.modules["serve"] = serve
+_SPEC.loader.exec_module(serve)
+
+
+class Server:
+    """Serves a fake engine in a thread."""
+
+    def __init__(self, clients, details=None, timeout_s=5.0, **engine):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self.listener.getsockname()
+        self.stream = Stream(FakeEngine(**engine), details or manifest())
+        self.thread = threading.Thread(
+            target=serve.serve, args=(self.listener, self.stream), kwargs={"timeout_s": timeout_s, "clients": clients}
+        )
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        self.listener.close()
+        self.stream.close()
+
+
+def expected(labels, details=None):
+    with Stream(FakeEngine(), details or manifest()) as stream:
+        return list(stream.frames(labels))
+
+
+def check(frames, wanted):
+    assert [(index, is_keyframe) for index, is_keyframe, _ in frames] == [(d.index, d.is_keyframe) for d in wanted]
+    assert all(np.array_equal(frame, d.frame) for (_, _, frame), d in zip(frames, wanted, strict=True))
+
+
+def test_every_frame_comes_and_one_client_follows_the_other():
+    with Server(clients=3) as server:
+        for seed in range(3):
+            labels = label_maps(11, seed)
+            with serve.Client(server.address) as client:
+                assert client.hello["parts"] == [{"name": "labels", "shape": list(SIZE), "dtype": "|u1"}]
+                check(list(client.frames((x,) for x in labels)), expected(labels))
+                assert client.done == {"frames": 11, "keyframes": 4}
+
+
+def test_instances_and_maps_travel_too():
+    bordered = manifest(condition=replace(SPEC, use_instances=True))
+    labels = [(x, x.astype(np.int64)) for x in label_maps(5)]
+    with Server(clients=1, details=bordered) as server, serve.Client(server.address) as client:
+        check(list(client.frames(labels)), expected(labels, bordered))
+    drawn = manifest(condition=ConditionSpec(kind="maps", map_channels=3))
+    maps = list(np.random.default_rng(0).normal(size=(5, 3, *SIZE)).astype(np.float32))
+    with Server(clients=1, details=drawn) as server, serve.Client(server.address) as client:
+        check(list(client.frames((x,) for x in maps)), expected(maps, drawn))
+
+
+def test_ids_that_need_more_than_a_byte_get_it():
+    wide = manifest(condition=ConditionSpec(class_names=tuple(f"class {k}" for k in range(300))))
+    assert [part.dtype for part in serve.parts_of(wide)] == ["<i4"]
+    ignored = manifest(condition=replace(SPEC, ignore_id=65535))
+    assert [part.dtype for part in serve.parts_of(ignored)] == ["<i4"]
+
+
+def test_who_comes_meanwhile_is_told_to_come_back():
+    labels = label_maps(5)
+    with Server(clients=2) as server:
+        with serve.Client(server.address) as first:
+            with pytest.raises(DataError, match="another client is being served; come back"):
+                serve.Client(server.address)
+            check(list(first.frames((x,) for x in labels)), expected(labels))
+        with serve.Client(server.address) as second:
+            check(list(second.frames((x,) for x in labels)), expected(labels))
+
+
+class TestMalformed:
+    """Whatever comes, one sentence goes back, and the next client is served."""
+
+    def refused(self, data, match, timeout_s=5.0):
+        with Server(clients=2, timeout_s=timeout_s) as server:
+            with serve.Client(server.address) as client:
+                client.connection.sendall(data)
+                with pytest.raises(DataError, match=match):
+                    while True:
+                        client._next({b"F": (0, 1 << 20)})
+            labels = label_maps(2)
+            with serve.Client(server.address) as client:
+                check(list(client.frames((x,) for x in labels)), expected(labels))
+
+    def test_an_unknown_kind(self):
+        self.refused(b"GET / HTTP/1.1\r\n\r\n", "a message of kind b'G' came; known are C, D")
+
+    def test_a_length_beyond_all_bounds_is_not_even_allocated(self):
+        self.refused(struct.pack("!cI", b"C", 2**32 - 1), "a message C of 4294967295 bytes came; it has 384")
+
+    def test_a_condition_of_another_size(self):
+        self.refused(struct.pack("!cI", b"C", 383) + bytes(383), "a message C of 383 bytes came; it has 384")
+
+    def test_an_end_that_says_more(self):
+        self.refused(struct.pack("!cI", b"D", 3) + b"bye", "a message D of 3 bytes came; it has 0")
+
+    def test_an_id_out_of_range(self):
+        self.refused(struct.pack("!cI", b"C", 384) + bytes([9]) * 384, "label id 9 is out of range")
+
+    def test_silence(self):
+        self.refused(b"C", "nothing came or was taken for too long", timeout_s=0.2)
+
+    def test_a_client_that_vanishes(self):
+        with Server(clients=2) as server:
+            for data in (b"", struct.pack("!cI", b"C", 384) + bytes(7)):
+                with serve.Client(server.address) as client:
+                    client.connection.sendall(data)
+
+    def test_an_engine_that_fails_is_told_after_the_frames_before(self):
+        with Server(clients=1, fail_at=1) as server, serve.Client(server.address) as client:
+            frames = client.frames((x,) for x in label_maps(6))
+            with pytest.raises(DataError, match="keyframe 4 could not be synthesised by fake: out of coffee"):
+                for index, _, _ in frames:
+                    assert index == 0
+
+
+def test_the_script_serves_a_bundle(tmp_path):
+    bundle = write_tiny(tmp_path / "tiny.v2v")
+    command = [sys.executable, "scripts/serve.py", "--bundle", str(bundle), "--port", "0", "--clients", "1"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"PYTHONPATH": str(ROOT)}
+    )
+    try:
+        host, port = re.search(r"on ([\d.]+):(\d+)", process.stdout.readline()).groups()
+        assert host == "127.0.0.1"
+        labels = label_maps(6)
+        with serve.Client((host, int(port))) as client:
+            made = list(client.frames((x,) for x in labels))
+        with open_bundle(bundle) as stream:
+            check(made, list(stream.frames(labels)))
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_script_refuses_in_one_sentence(tmp_path, capsys):
+    assert serve.main(["--bundle", str(tmp_path / "no.v2v")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("serve.py: ")
