@@ -33,8 +33,8 @@ from fastv2v.metrics import (
     video_features,
 )
 from fastv2v.metrics.drift import EARLY, LATE, Window, check_windows
-from fastv2v.ops.labels import encode_clip
-from fastv2v.render import start_history
+from fastv2v.ops.labels import encode_clip, guidance_points
+from fastv2v.render import at_frame, guided_step, start_history
 from fastv2v.score import to_uint8
 from interpolate.fill import StreamFiller
 from interpolate.keyframes import uniform_keyframes
@@ -121,13 +121,20 @@ def deliver(
         """Encoded one by one: a whole clip would not fit into memory."""
         return torch.cat([encode_clip(spec, clip.take(t, t + 1).to(device.device)) for t in times], dim=1)
 
+    ids = guidance_points(spec, clip)
+    ids = None if ids is None else tuple(level.to(device.device) for level in ids)
     past = list(range(first % gap, given_frames, gap))[-model.history_length :]
-    history = start_history(conditions(*past), clip.frames[:, past].to(device.device), model.history_length)
+    history = start_history(
+        conditions(*past),
+        clip.frames[:, past].to(device.device),
+        model.history_length,
+        points=None if ids is None else tuple(level[:, past] for level in ids),
+    )
     filler = StreamFiller(DISInterpolator(MotionConfig(grade="fast")))
     filler.push(first, _picture(clip.frames[:, first]))
     for before, keyframe in pairwise(first + k for k in uniform_keyframes(clip.num_frames - first, gap)):
         with device.autocast():
-            output, history = model.step(conditions(keyframe)[:, 0], history)
+            output, history = guided_step(model, conditions(keyframe)[:, 0], history, at_frame(ids, keyframe))
         for index, frame in filler.push(keyframe, _picture(output.frame), _classes(clip, before, keyframe)):
             yield Delivered(frame, index == keyframe)
 

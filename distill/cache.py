@@ -35,6 +35,7 @@ from fastv2v.data.folder import VideoFolder
 from fastv2v.data.images import read_bytes
 from fastv2v.data.transforms import GeometryConfig
 from fastv2v.errors import ConfigError, DataError
+from fastv2v.render import Points
 from fastv2v.run import write_json
 from fastv2v.score import to_uint8
 
@@ -334,13 +335,14 @@ class TaughtFrames:
             if len(sequence) > history_length:  # shorter ones are never drawn
                 self._check_frames(sequence.name, dict(enumerate(sequence.stems)))
 
-    def teach(self, clip: Clip, conditions: Tensor, start: str) -> Taught:
+    def teach(self, clip: Clip, conditions: Tensor, start: str, points: Points | None = None) -> Taught:
         """What the teacher made of the frames of a clip, whatever the start.
 
         Args:
             clip: (B, T, ...), with its ``info``.
             conditions: not used.
             start: not used: these frames come from longer rollouts.
+            points: not used: guidance is in the frames already.
 
         Returns:
             Frames (B, T-N+1, 3, H, W) and, where asked for, flow (B, T-N+1, 2, H, W), on the clip's device.

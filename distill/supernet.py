@@ -18,7 +18,7 @@ from fastv2v.data.clip import Clip
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.nn.norms import SharedBatchNorm2d, share_batch_norms
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
-from fastv2v.render import render_clip
+from fastv2v.render import Points, render_clip
 from fastv2v.score import clip_psnr
 from students.inherit import ChannelPlan, check_heir, cut, inherit_weights, leading
 from students.space import SearchSpace
@@ -148,6 +148,8 @@ class KeyClip(NamedTuple):
     """(B, K, 3, H, W) in [-1, 1]."""
     teacher: Tensor | None = None
     """The teacher's frames of the same moments, from the same first frame; (B, K, 3, H, W)."""
+    points: Points | None = None
+    """Point ids of these moments, where the student is guided by a painted world."""
 
 
 @torch.no_grad()
@@ -171,7 +173,7 @@ def recalibrate(generator: SlimGenerator, clips: Iterable[KeyClip]) -> None:
         norm.momentum = None  # torch's word for a mean over all batches
     generator.train()
     for clip in clips:
-        render_clip(generator, clip.conditions, clip.real[:, :1])
+        render_clip(generator, clip.conditions, clip.real[:, :1], clip.points)
     generator.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -200,7 +202,7 @@ def judge(generator: SlimGenerator, clips: Sequence[KeyClip]) -> Quality:
     psnr, teacher_psnr = [], []
     for clip in clips:
         assert clip.teacher is not None  # they were made to judge by
-        frames = render_clip(generator, clip.conditions, clip.real[:, :1])[:, 1:]
+        frames = render_clip(generator, clip.conditions, clip.real[:, :1], clip.points)[:, 1:]
         psnr.append(clip_psnr(frames, clip.real[:, 1:]))
         teacher_psnr.append(clip_psnr(frames, clip.teacher[:, 1:]))
     return Quality(fmean(psnr), fmean(teacher_psnr))

@@ -38,8 +38,8 @@ from fastv2v.losses.flow import masked_l1
 from fastv2v.losses.objective import Reference, VideoObjective
 from fastv2v.losses.rollout import WORN, RolloutConfig, draw_lead_in, draw_start, training_rollout
 from fastv2v.nn.generators import VideoGenerator
-from fastv2v.ops.labels import encode_clip
-from fastv2v.render import Chunk, render_clip
+from fastv2v.ops.labels import encode_clip, guidance_points
+from fastv2v.render import Chunk, cut, render_clip
 from fastv2v.score import clip_psnr
 
 TemporalFeatures = Literal["perceptual", "discriminator", "both", "r3d18", "s3d"]
@@ -147,12 +147,15 @@ class DistillTask:
         clip, lead = self._begin(clip, gap, rng)
         conditions = encode_clip(self.spec, clip)
         key_conditions, key_frames = conditions[:, ::gap], clip.frames[:, ::gap]
+        # Only keyframes paint the student's world, as in its deployment.
+        key_points = cut(guidance_points(self.spec, clip), slice(None, None, gap))
         # Losses and teacher see what follows the lead-in. The teacher begins there from real frames: what a student
         # that has drifted away should come back to.
         conditions, clip = conditions[:, lead * gap :], clip.take(lead * gap, clip.num_frames)
         taught = None
         if self.teacher is not None and config.weights.active():
-            taught = self.teacher.teach(clip, conditions, "full" if lead or start in WORN else start)
+            begin = "full" if lead or start in WORN else start
+            taught = self.teacher.teach(clip, conditions, begin, guidance_points(self.spec, clip))
         flow = clip.flow if gap == 1 else None  # flow files know no gaps
         reference = self.objective.reference(key_conditions[:, lead:], key_frames[:, lead:], flow)
         past: list[Tensor] = []
@@ -160,7 +163,7 @@ class DistillTask:
         taps = captured(self.student, clip.size) if config.weights.uses_features else nullcontext()
         with taps as kept:
             for chunk in training_rollout(
-                self.student, key_conditions, key_frames, start, config.rollout, at, lead_in=lead
+                self.student, key_conditions, key_frames, start, config.rollout, at, lead_in=lead, points=key_points
             ):
                 losses = self.objective.chunk_losses(chunk, reference, past, num_made=chunk.start - past_steps)
                 if taught is not None:
@@ -281,18 +284,23 @@ class DistillTask:
     def sample(self, clip: Clip) -> Mapping[str, Tensor]:
         """Keyframes at the deployed gap: real, live teacher and student, rolled out from the first real frame."""
         conditions, gap = encode_clip(self.spec, clip), self.deployed_gap
-        keyframes = clip.frames[:, ::gap]
+        points = guidance_points(self.spec, clip)
         return {
-            "real": keyframes,
-            **shown_teacher(self.teacher, conditions, clip.frames[:, :1], gap),
-            "student": render_clip(self.student, conditions[:, ::gap], keyframes[:, :1]),
+            "real": clip.frames[:, ::gap],
+            **shown_teacher(self.teacher, conditions, clip.frames[:, :1], gap, points),
+            "student": self._render(clip, conditions),
         }
 
     def evaluate(self, clip: Clip) -> Mapping[str, float]:
         """PSNR in dB against the real frames of the student's keyframes at the deployed gap."""
-        real = clip.frames[:, :: self.deployed_gap]
-        frames = render_clip(self.student, encode_clip(self.spec, clip)[:, :: self.deployed_gap], real[:, :1])
-        return {"psnr": clip_psnr(frames[:, 1:], real[:, 1:])}
+        frames = self._render(clip, encode_clip(self.spec, clip))
+        return {"psnr": clip_psnr(frames[:, 1:], clip.frames[:, :: self.deployed_gap][:, 1:])}
+
+    def _render(self, clip: Clip, conditions: Tensor) -> Tensor:
+        """The student's keyframes at the deployed gap, from the first real frame."""
+        keyframes = slice(None, None, self.deployed_gap)
+        points = cut(guidance_points(self.spec, clip), keyframes)
+        return render_clip(self.student, conditions[:, keyframes], clip.frames[:, :1], points)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fastv2v.errors import ConfigError
 from fastv2v.losses.rollout import opening
 from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.norms import batch_statistics
-from fastv2v.render import render_clip, rollout, stack_outputs
+from fastv2v.render import Points, cut, render_clip, rollout, samples, stack_outputs
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,7 +43,7 @@ class TeacherSource(Protocol):
         """Whether ``teach`` gives inner feature maps."""
         ...
 
-    def teach(self, clip: Clip, conditions: Tensor, start: str) -> Taught:
+    def teach(self, clip: Clip, conditions: Tensor, start: str, points: Points | None = None) -> Taught:
         """What the full-time teacher makes of a clip; no gradients.
 
         Args:
@@ -51,6 +51,7 @@ class TeacherSource(Protocol):
             conditions: its encoded conditions, (B, T, C, H, W).
             start: how the clip begins, see ``fastv2v.losses.rollout.opening``. A source that reads from disk may know
                 one start only.
+            points: point ids of the clip, where the teacher is guided; all its frames paint its world.
 
         Returns:
             One entry for every frame after the history.
@@ -83,10 +84,11 @@ class LiveTeacher:
         """Whether feature maps are given."""
         return self._features
 
-    def teach(self, clip: Clip, conditions: Tensor, start: str) -> Taught:
+    def teach(self, clip: Clip, conditions: Tensor, start: str, points: Points | None = None) -> Taught:
         """See ``TeacherSource.teach``."""
         # One sample at a time: batch norms by the batch at hand would mix the clips.
-        rows = [self._teach_one(c, f, start) for c, f in zip(conditions.split(1), clip.frames.split(1), strict=True)]
+        single = zip(conditions.split(1), clip.frames.split(1), samples(points, len(conditions)), strict=True)
+        rows = [self._teach_one(condition, frames, start, ids) for condition, frames, ids in single]
         first = rows[0]
         flow = None if first.flow is None else torch.cat([row.flow for row in rows if row.flow is not None])
         features = {
@@ -94,20 +96,20 @@ class LiveTeacher:
         }
         return Taught(torch.cat([row.frame for row in rows]), flow, features or None)
 
-    def _teach_one(self, conditions: Tensor, frames: Tensor, start: str) -> Taught:
+    def _teach_one(self, conditions: Tensor, frames: Tensor, start: str, points: Points | None) -> Taught:
         """The same of a batch of one."""
         if not self._features:
-            output = teacher_rollout(self.generator, conditions, frames, start)
+            output = teacher_rollout(self.generator, conditions, frames, start, points)
             return Taught(output.frame, output.flow)
         with captured(self.generator, (frames.shape[-2], frames.shape[-1])) as kept:
-            output = teacher_rollout(self.generator, conditions, frames, start)
+            output = teacher_rollout(self.generator, conditions, frames, start, points)
         return Taught(output.frame, output.flow, kept.take(output.frame.shape[1]))
 
-    def render(self, conditions: Tensor, given: Tensor) -> Tensor:
+    def render(self, conditions: Tensor, given: Tensor, points: Points | None = None) -> Tensor:
         """The rollout of one clip from given real frames, as ``render_clip``: (B, T, 3, H, W)."""
+        single = zip(conditions.split(1), given.split(1), samples(points, len(conditions)), strict=True)
         with batch_statistics(self.generator):
-            rows = [render_clip(self.generator, c, g) for c, g in zip(conditions.split(1), given.split(1), strict=True)]
-        return torch.cat(rows)
+            return torch.cat([render_clip(self.generator, *sample) for sample in single])
 
 
 def teacher_source(
@@ -134,11 +136,13 @@ def teacher_source(
     return source
 
 
-def shown_teacher(teacher: TeacherSource | None, conditions: Tensor, given: Tensor, gap: int = 1) -> dict[str, Tensor]:
+def shown_teacher(
+    teacher: TeacherSource | None, conditions: Tensor, given: Tensor, gap: int = 1, points: Points | None = None
+) -> dict[str, Tensor]:
     """The row ``teacher`` of a task's samples, every ``gap``-th frame; only a live teacher knows held-out clips."""
     if not isinstance(teacher, LiveTeacher):
         return {}
-    return {"teacher": teacher.render(conditions, given)[:, ::gap]}
+    return {"teacher": teacher.render(conditions, given, points)[:, ::gap]}
 
 
 def freeze(module: Model) -> Model:
@@ -165,7 +169,9 @@ def check_pair(student: StepModel, teacher: StepModel) -> None:
 
 
 @torch.no_grad()
-def teacher_rollout(teacher: StepModel, conditions: Tensor, frames: Tensor, start: str) -> FrameOutput:
+def teacher_rollout(
+    teacher: StepModel, conditions: Tensor, frames: Tensor, start: str, points: Points | None = None
+) -> FrameOutput:
     """What the full-time teacher makes of a clip from its own history, by each frame's own statistics.
 
     Args:
@@ -173,10 +179,11 @@ def teacher_rollout(teacher: StepModel, conditions: Tensor, frames: Tensor, star
         conditions: (B, T, C, H, W).
         frames: real frames, (B, T, 3, H, W).
         start: how the clip begins, see ``fastv2v.losses.rollout.opening``.
+        points: point ids of the clip, where the teacher is guided.
 
     Returns:
         Parts stacked over time, (B, T-N+1, ...): entry k belongs to clip frame k + N-1.
     """
-    history = opening(teacher, conditions, frames, start)
+    history, later = opening(teacher, conditions, frames, start, points), slice(teacher.history_length, None)
     with batch_statistics(teacher):
-        return stack_outputs(list(rollout(teacher, conditions[:, teacher.history_length :], history)))
+        return stack_outputs(list(rollout(teacher, conditions[:, later], history, cut(points, later))))

@@ -46,6 +46,7 @@ from fastv2v.checkpoint import save_tensors
 from fastv2v.contracts import StepModel
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError, ParityError
+from fastv2v.render import Points
 from fastv2v.run import write_json
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def build_bundle(
     threads: int | None = None,
     overwrite: bool = False,
     interpolation: InterpolationPart | None = None,
+    points: Points | None = None,
 ) -> Manifest:
     """Export a generator, compare graph and module over a clip, choose the engine and write the bundle.
 
@@ -130,6 +132,8 @@ def build_bundle(
         threads: CPU threads for the measurement, None for all.
         overwrite: replace an earlier bundle of this name.
         interpolation: the network that fills the gaps, where ``details.interpolation`` names one.
+        points: point ids of the same moments, (T, H / 2^k, W / 2^k) of each level, where the generator is guided by a
+            painted world; the painter stays outside the graph.
 
     Returns:
         The manifest as written.
@@ -154,6 +158,11 @@ def build_bundle(
             f"the condition encodes to {details.condition.channels} channels and the generator takes "
             f"{model.condition_channels}"
         )
+    if points is not None and len(points) != details.condition.guidance_levels:
+        raise ConfigError(
+            f"the condition has guidance of {details.condition.guidance_levels} levels, and point ids come in "
+            f"{len(points)}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         step, self_test = Path(scratch, STEP_GRAPH), Path(scratch, SELF_TEST)
         filling = Path(scratch, INTERPOLATION_GRAPH)
@@ -162,7 +171,7 @@ def build_bundle(
         write_self_test(self_test)
         check_warp(open_engine(REFERENCE, self_test, 1))
         export_step(model, step, size=details.size, spec=details.condition, outputs=("frame",))
-        difference = compare_rollout(model, open_engine(REFERENCE, step, threads), conditions)
+        difference = compare_rollout(model, open_engine(REFERENCE, step, threads), conditions, points=points)
         if not difference <= tolerance:
             raise ParityError(
                 f"the exported graph differs from {type(model).__name__} by {difference:.2g} over {len(conditions)} "
@@ -183,7 +192,11 @@ def build_bundle(
             files |= _write_torch_part(model, architecture, Path(scratch, "torch"))
         if measure:
             draft = Path(scratch, folder.name)
-            probe = Probe(conditions.cpu().numpy(), None if frames is None else frames.cpu().numpy())
+            probe = Probe(
+                conditions.cpu().numpy(),
+                None if frames is None else frames.cpu().numpy(),
+                None if points is None else [level.cpu().numpy() for level in points],
+            )
             if int8:
                 feeds = calibration_feeds(open_engine(REFERENCE, step, threads), probe, model.history_length)
                 if quantize_step(step, quantised := Path(scratch, INT8_GRAPH), feeds):

@@ -24,7 +24,7 @@ from export.engines import (
     open_tested_engine,
     this_machine,
 )
-from export.history import ArrayHistory
+from export.history import ArrayHistory, Points
 from export.inputs import StepCondition, from_encoded
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
 
@@ -32,7 +32,11 @@ log = logging.getLogger(__name__)
 
 
 def roll_out(
-    engine: StepEngine, conditions: Array, history_length: int, seed_frame: Array | None = None
+    engine: StepEngine,
+    conditions: Array,
+    history_length: int,
+    seed_frame: Array | None = None,
+    points: Points | None = None,
 ) -> Iterator[Array]:
     """Synthesise a frame for each condition, feeding the engine its own frames.
 
@@ -41,20 +45,26 @@ def roll_out(
         conditions: encoded conditions, (T, C, H, W).
         history_length: N-1.
         seed_frame: the real frame of the first condition, (3, H, W) in [-1, 1]; that condition is then not synthesised.
+        points: point ids of each level, (T, H / 2^k, W / 2^k), where the student is guided by its painted world.
 
     Returns:
         Frames (3, H, W) in [-1, 1], each made when it is asked for. All conditions are converted by then, so that a
         step takes what it takes where they come in the engine's form.
     """
     given = [from_encoded(engine.form, x) for x in conditions]
-    history = ArrayHistory(given[0].past, history_length, seed_frame, scale=engine.form.scale)
-    return _steps(engine, given[0 if seed_frame is None else 1 :], history)
+    ids = [None if points is None else [level[t] for level in points] for t in range(len(given))]
+    history = ArrayHistory(given[0].past, history_length, seed_frame, scale=engine.form.scale, points=ids[0])
+    first = 0 if seed_frame is None else 1
+    return _steps(engine, given[first:], ids[first:], history)
 
 
-def _steps(engine: StepEngine, conditions: Sequence[StepCondition], history: ArrayHistory) -> Iterator[Array]:
-    for condition in conditions:
-        frame = engine.run(condition, history.conditions, history.frames, history.valid)["frame"][0]
-        history.advance(condition.past, frame)
+def _steps(
+    engine: StepEngine, conditions: Sequence[StepCondition], points: Sequence[Points | None], history: ArrayHistory
+) -> Iterator[Array]:
+    for condition, ids in zip(conditions, points, strict=True):
+        shown = history.guided(condition, ids)
+        frame = engine.run(shown, history.conditions, history.frames, history.valid)["frame"][0]
+        history.advance(condition.past, frame, ids)
         yield frame
 
 
@@ -65,6 +75,8 @@ class Probe(NamedTuple):
     """Encoded conditions of successive keyframes, (T, C, H, W)."""
     frames: Array | None = None
     """The real frames of the same moments, (T, 3, H, W) in [-1, 1]; without them only parity can be judged."""
+    points: Points | None = None
+    """Point ids of the same moments, (T, H / 2^k, W / 2^k) of each level, where the student is guided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +117,7 @@ def _try(engine: StepEngine, probe: Probe, history_length: int) -> _Trial:
     for _ in roll_out(engine, probe.conditions[:1].repeat(_WARM_UP_STEPS, axis=0), history_length):
         pass
     frames = []
-    steps = roll_out(engine, probe.conditions, history_length)
+    steps = roll_out(engine, probe.conditions, history_length, points=probe.points)
     for _ in probe.conditions:
         start = time.perf_counter()
         frames.append(next(steps))
@@ -126,7 +138,8 @@ def choose_engine(
     """Measure engines on this machine, choose the fastest that keeps the quality, and write both into the manifest.
 
     Each candidate rolls the probe out on its own frames, so that errors may grow as they would in use. The time of a
-    step includes shifting the history. ONNX Runtime in float32 is always measured first and always acceptable.
+    step includes shifting the history and, for a guided student, rendering and painting its world. ONNX Runtime in
+    float32 is always measured first and always acceptable.
 
     Args:
         folder: the bundle.
@@ -154,6 +167,8 @@ def choose_engine(
         )
     if probe.frames is not None and probe.frames.shape != (len(probe.conditions), 3, *manifest.size):
         raise ShapeError(f"the probe has frames {probe.frames.shape} for conditions {probe.conditions.shape}")
+    if probe.points is not None and any(len(level) != len(probe.conditions) for level in probe.points):
+        raise ShapeError(f"the probe has point ids of other frames than its {len(probe.conditions)} conditions")
     used = threads or this_machine()["cores"]
     reference = _try(opener(REFERENCE, folder, threads), probe, manifest.history_length)
     results = [_judge(REFERENCE, used, reference, reference, probe, guard)]

@@ -526,6 +526,10 @@ def _between(manifest: Manifest, estimator: FlowEstimator | None) -> _Between:
     """
     options = dict(manifest.interpolation)
     method = options.pop("method")
+    if manifest.condition.guidance_levels:
+        raise BundleError(
+            f"{manifest.name} is guided by what it has painted, which is kept on the host; stream it without --device"
+        )
     if method == "blend":
         return blend_between
     if method != "dis":

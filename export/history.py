@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from export.inputs import StepCondition, with_guidance
+from fastv2v.data.painter import empty_world, paint, render_levels
+
+Points = Sequence[NDArray[np.integer[Any]]]
+"""Which point of the world is seen at which pixel of a frame, -1 for none: (H / 2^k, W / 2^k) of each level k."""
 
 _SPARE_STEPS = 6
 
@@ -15,12 +24,15 @@ class ArrayHistory:
     ``_SPARE_STEPS`` steps: at 36 channels and 256x512 a copy of the past conditions takes 3 ms. The next condition can
     be encoded right into its place.
 
+    A video that is guided by a painted world has that here, too: ``guided`` before the step, ``advance`` after it.
+
     Args:
         condition: encoded condition of the first frame, (C, h, w), at the size at which they are kept; stands in for
             all past conditions.
         history_length: N-1, at least 1.
         seed_frame: the real first frame, (3, H, W) float32 in [-1, 1], or None to start from nothing.
         scale: how many times larger frames are than the conditions that are kept, along each side.
+        points: point ids of the seed frame, which then paints the world.
     """
 
     def __init__(
@@ -30,6 +42,7 @@ class ArrayHistory:
         seed_frame: NDArray[np.float32] | None = None,
         *,
         scale: int = 1,
+        points: Points | None = None,
     ) -> None:
         steps, size = history_length + _SPARE_STEPS, [scale * side for side in condition.shape[-2:]]
         self._length, self._begin = history_length, 0
@@ -40,6 +53,10 @@ class ArrayHistory:
         if seed_frame is not None:
             self._frames[:, :history_length] = seed_frame
             self.valid[:] = 1
+        self.world = empty_world()
+        """What the video has painted so far."""
+        if seed_frame is not None and points is not None:
+            self.world = paint(self.world, seed_frame, points[0])
 
     @property
     def conditions(self) -> NDArray[np.float32]:
@@ -57,8 +74,16 @@ class ArrayHistory:
         place: NDArray[np.float32] = self._conditions[0, self._begin + self._length]
         return place
 
-    def advance(self, condition: NDArray[np.float32], frame: NDArray[np.float32]) -> None:
-        """The oldest step leaves; ``condition`` (C, h, w) and ``frame`` (3, H, W) in [-1, 1] enter."""
+    def guided(self, condition: StepCondition, points: Points | None) -> StepCondition:
+        """The condition of the next frame with what is painted of the world, where its point ids are known."""
+        if points is None or not len(self.world.seen):
+            return condition
+        return with_guidance(condition, render_levels(self.world, points))
+
+    def advance(self, condition: NDArray[np.float32], frame: NDArray[np.float32], points: Points | None = None) -> None:
+        """The oldest step leaves; ``condition`` (C, h, w) and ``frame`` (3, H, W) in [-1, 1] enter, and it paints."""
+        if points is not None:
+            self.world = paint(self.world, frame, points[0])
         if not np.may_share_memory(condition, self.next_condition):
             self.next_condition[:] = condition
         self._frames[0, self._begin + self._length] = frame

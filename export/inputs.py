@@ -32,6 +32,8 @@ class ConditionForm:
     """The present condition is a label map and its averages, instead of channels of full size."""
     edges: bool = False
     """With ``labels``: the borders of instances come beside the label map."""
+    guidance: int = 0
+    """With ``labels``: so many channels of guidance come beside it."""
 
 
 PLAIN = ConditionForm()
@@ -44,7 +46,7 @@ class StepCondition(NamedTuple):
     inputs: Mapping[str, NDArray[Any]]
     """Inputs of the graph by name, batch 1."""
     past: Array
-    """(C, h, w): what a history keeps of it."""
+    """(C, h, w): what a history keeps of it; without guidance."""
 
 
 def average(channels: Array, scale: int) -> Array:
@@ -61,7 +63,8 @@ def form_of(shapes: Mapping[str, tuple[int, ...]]) -> ConditionForm:
     """The form a graph with inputs of these shapes wants; ``PLAIN`` for what is no step graph."""
     frames, past = shapes.get("history_frames"), shapes.get("history_conditions")
     scale = 1 if frames is None or past is None else frames[-1] // past[-1]
-    return ConditionForm(scale=scale, labels="labels" in shapes, edges="edges" in shapes)
+    guidance = shapes["guidance"][1] if "guidance" in shapes else 0
+    return ConditionForm(scale=scale, labels="labels" in shapes, edges="edges" in shapes, guidance=guidance)
 
 
 def encode_for(
@@ -74,7 +77,7 @@ def encode_for(
     where: str = "condition",
     out: Array | None = None,
 ) -> StepCondition:
-    """Encode the condition of one frame for a graph.
+    """Encode the condition of one frame for a graph, without guidance (see ``with_guidance``).
 
     Args:
         form: what the graph wants.
@@ -102,7 +105,7 @@ def encode_for(
     # A number of numpy's own widens the type where that has no room for it: bytes of 256 classes.
     codes = np.minimum(labels, np.int32(spec.num_classes)).astype(np.int32)
     edges = instance_edges_numpy(instances) if spec.use_instances and instances is not None else None
-    return _compact(codes, edges, spec.num_classes, form.scale, where, out)
+    return _compact(form, codes, edges, spec.num_classes, where, out)
 
 
 def from_encoded(form: ConditionForm, encoded: Array) -> StepCondition:
@@ -110,14 +113,39 @@ def from_encoded(form: ConditionForm, encoded: Array) -> StepCondition:
 
     Args:
         form: what the graph wants.
-        encoded: one-hot labels, then borders; or maps.
+        encoded: one-hot labels, then borders; or maps; then guidance. ``past`` is meant for a history only where that
+            is all 0.
     """
     if not form.labels:
         return _plain(form, encoded, None)
-    num_classes = encoded.shape[0] - form.edges
+    num_classes = encoded.shape[0] - form.edges - form.guidance
     classes = encoded[:num_classes]
     codes = np.where(classes.any(axis=0), classes.argmax(axis=0), num_classes).astype(np.int32)
-    return _compact(codes, encoded[-1] if form.edges else None, num_classes, form.scale, "condition", None)
+    made = _compact(form, codes, encoded[num_classes] if form.edges else None, num_classes, "condition", None)
+    return with_guidance(made, encoded[num_classes + form.edges :]) if form.guidance else made
+
+
+def with_guidance(condition: StepCondition, guidance: Array) -> StepCondition:
+    """The same condition with what is painted of the world; what a history keeps of it stays without.
+
+    Args:
+        condition: made with room for guidance in its last channels.
+        guidance: (G, H, W), as ``fastv2v.data.painter.render_levels`` gives it.
+
+    Raises:
+        ShapeError: if the graph takes no such guidance.
+    """
+    inputs, count = dict(condition.inputs), len(guidance)
+    name, shown = "condition", guidance
+    if "condition" not in inputs:
+        if "guidance" not in inputs or inputs["guidance"].shape[1:] != guidance.shape:
+            raise ShapeError(f"the graph takes no guidance of shape {guidance.shape}; export the student again")
+        inputs["guidance"] = np.ascontiguousarray(guidance[None], dtype=np.float32)
+        name, shown = "coarse", average(guidance, guidance.shape[-1] // inputs["coarse"].shape[-1])
+    # A copy: the history may keep the array itself.
+    inputs[name] = inputs[name].copy()
+    inputs[name][0, -count:] = shown
+    return StepCondition(inputs, condition.past)
 
 
 def _plain(form: ConditionForm, encoded: Array, out: Array | None) -> StepCondition:
@@ -129,14 +157,20 @@ def _plain(form: ConditionForm, encoded: Array, out: Array | None) -> StepCondit
 
 
 def _compact(
-    codes: NDArray[np.int32], edges: Array | None, num_classes: int, scale: int, where: str, out: Array | None
+    form: ConditionForm,
+    codes: NDArray[np.int32],
+    edges: Array | None,
+    num_classes: int,
+    where: str,
+    out: Array | None,
 ) -> StepCondition:
-    """Label codes (H, W) in [0, L], L for none, and borders (H, W), with their averages."""
-    height, width = codes.shape
+    """Label codes (H, W) in [0, L], L for none, and borders (H, W), with their averages; no guidance yet."""
+    scale, (height, width) = form.scale, codes.shape
     if height % scale or width % scale:
         raise ShapeError(f"{where}: {height}x{width} does not divide by {scale}")
     rows, columns = height // scale, width // scale
-    past = np.empty((num_classes + (edges is not None), rows, columns), np.float32) if out is None else out
+    channels = num_classes + (edges is not None) + form.guidance
+    past = np.empty((channels, rows, columns), np.float32) if out is None else out
     # Counting where each pixel's class goes: one pass over the pixels, not one for each class.
     places = (np.arange(height, dtype=np.int32) // scale * columns)[:, None]
     places = places + np.arange(width, dtype=np.int32) // scale
@@ -149,4 +183,7 @@ def _compact(
     if edges is not None:
         past[num_classes] = cv2.resize(edges, (columns, rows), interpolation=cv2.INTER_AREA)
         inputs["edges"] = np.ascontiguousarray(edges, dtype=np.float32)[None, None]
+    if form.guidance:
+        past[-form.guidance :] = 0
+        inputs["guidance"] = np.zeros((1, form.guidance, height, width), np.float32)
     return StepCondition(inputs, past)

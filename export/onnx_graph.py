@@ -14,7 +14,7 @@ import copy
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -34,7 +34,7 @@ from fastv2v.contracts import FrameOutput, History, StepModel
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
 from fastv2v.nn.slim import SlimGenerator
-from fastv2v.render import advance, rollout, start_history
+from fastv2v.render import Points, advance, cut, rollout, start_history
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -82,19 +82,22 @@ class _StepGraph(StepGraph):
 class _CompactGraph(StepGraph):
     """A slim generator's step behind what a host prepares once for each keyframe: see ``export.inputs``.
 
-    Channels that are one-hot need not be written: mixing them into a few, pixel by pixel, is looking up a table.
+    Channels that are one-hot need not be written: mixing them into a few, pixel by pixel, is looking up a table. The
+    ``further`` channels, given by name with their number, follow the classes in a condition and come as inputs.
     """
 
-    def __init__(self, model: SlimGenerator, outputs: tuple[str, ...], *, edges: bool) -> None:
+    def __init__(self, model: SlimGenerator, outputs: tuple[str, ...], further: Mapping[str, int]) -> None:
         super().__init__()
         self.model, self.outputs = model, outputs
         weight, bias = model.embed.weight[..., 0, 0], model.embed.bias  # (E, C), (E,)
         assert bias is not None, "the embedding has a bias"
-        classes = weight[:, : weight.shape[1] - edges].T
+        classes, *shares = weight.split([weight.shape[1] - sum(further.values()), *further.values()], dim=1)
         # One row more than classes: pixels that are of none.
-        self.register_buffer("table", torch.cat([classes, torch.zeros_like(classes[:1])]) + bias)
-        self.register_buffer("edge_weight", weight[:, -1:, None].clone()[None] if edges else None)
-        foreground = torch.zeros(len(classes) + 1, 1)
+        table = classes.T
+        self.register_buffer("table", torch.cat([table, torch.zeros_like(table[:1])]) + bias)
+        for name, share in zip(further, shares, strict=True):
+            self.register_buffer(f"{name}_weight", share[..., None, None].clone())  # as a 1x1 convolution's
+        foreground = torch.zeros(len(table) + 1, 1)
         foreground[list(model.foreground_channels)] = 1
         self.register_buffer("foreground", foreground if model.foreground_channels else None)
 
@@ -106,10 +109,13 @@ class _CompactGraph(StepGraph):
         history_frames: Tensor,
         valid: Tensor,
         edges: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         embedded = F.embedding(labels, cast(Tensor, self.table)).permute(0, 3, 1, 2)
         if edges is not None:
-            embedded = embedded + edges * cast(Tensor, self.edge_weight)
+            embedded = embedded + F.conv2d(edges, cast(Tensor, self.edges_weight))
+        if guidance is not None:
+            embedded = embedded + F.conv2d(guidance, cast(Tensor, self.guidance_weight))
         mask = None
         if self.foreground is not None:
             mask = F.embedding(labels, cast(Tensor, self.foreground)).permute(0, 3, 1, 2)
@@ -136,7 +142,8 @@ def export_step(
 
     Inputs are ``condition`` (1, C, H, W), ``history_conditions`` (1, N-1, C, H, W), ``history_frames``
     (1, N-1, 3, H, W) and ``valid`` (1,). Where the generator allows it (``is_compact``) ``labels`` (1, H, W) int32 in
-    [0, L], ``edges`` (1, 1, H, W) for instance borders and ``coarse`` (1, C, h, w) stand in for ``condition``, and
+    [0, L], ``edges`` (1, 1, H, W) for instance borders, ``guidance`` (1, G, H, W) for what is painted of the world and
+    ``coarse`` (1, C, h, w) stand in for ``condition``, and
     ``history_conditions`` are (1, N-1, C, h, w). The model itself is left untouched.
 
     Args:
@@ -198,8 +205,10 @@ def step_module(
     if outputs is not None and (missing := [name for name in outputs if name not in names]):
         raise ConfigError(f"{type(model).__name__} has no output {missing[0]!r}; it has {', '.join(names)}")
     if spec is not None and isinstance(deployed, SlimGenerator) and is_compact(deployed, spec):
-        compact = _CompactGraph(deployed, outputs or names, edges=spec.use_instances)
-        return compact, _compact_example(example, deployed.config.input_scale, edges=spec.use_instances)
+        further = {"edges": int(spec.use_instances), "guidance": spec.guidance_channels}
+        further = {name: count for name, count in further.items() if count}
+        compact = _CompactGraph(deployed, outputs or names, further)
+        return compact, _compact_example(example, deployed.config.input_scale, further)
     return _StepGraph(deployed, outputs or names), example
 
 
@@ -295,7 +304,7 @@ def _example_inputs(model: StepModel, size: tuple[int, int]) -> dict[str, Tensor
     }
 
 
-def _compact_example(plain: dict[str, Tensor], scale: int, *, edges: bool) -> dict[str, Tensor]:
+def _compact_example(plain: dict[str, Tensor], scale: int, further: Mapping[str, int]) -> dict[str, Tensor]:
     """Inputs of the compact graph of the same size."""
     condition, past = plain["condition"], plain["history_conditions"]
     size = condition.shape[-2:]
@@ -306,7 +315,7 @@ def _compact_example(plain: dict[str, Tensor], scale: int, *, edges: bool) -> di
         "history_frames": plain["history_frames"],
         "valid": plain["valid"],
     }
-    return {**example, "edges": torch.zeros(1, 1, *size)} if edges else example
+    return example | {name: torch.zeros(1, count, *size) for name, count in further.items()}
 
 
 def _trace(graph: nn.Module, example: dict[str, Tensor], names: tuple[str, ...], opset: int, what: str) -> ModelProto:
@@ -321,7 +330,8 @@ def _trace(graph: nn.Module, example: dict[str, Tensor], names: tuple[str, ...],
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 graph.eval(),
-                tuple(example.values()),
+                (),
+                kwargs=example,
                 dynamo=True,
                 opset_version=opset,
                 optimize=True,
@@ -454,7 +464,11 @@ class EngineStep:
 
 
 def compare_rollout(
-    model: StepModel, engine: StepEngine, conditions: Tensor, seed_frames: Tensor | None = None
+    model: StepModel,
+    engine: StepEngine,
+    conditions: Tensor,
+    seed_frames: Tensor | None = None,
+    points: Points | None = None,
 ) -> float:
     """Greatest difference between module and engine over a whole clip, each fed its own frames.
 
@@ -465,6 +479,8 @@ def compare_rollout(
         engine: the graph in an engine.
         conditions: encoded conditions, (T, C, H, W).
         seed_frames: the first K real frames, (K, 3, H, W) in [-1, 1]; None or K = 0 starts from nothing.
+        points: point ids of each level, (T, H / 2^k, W / 2^k), where the model is guided. Each side paints a world of
+            its own.
 
     Returns:
         Greatest absolute difference of ``frame``, in units of [-1, 1].
@@ -480,9 +496,17 @@ def compare_rollout(
     with torch.no_grad(), _evaluation(model):
         batch = conditions.unsqueeze(0)
         frames = None if seed_frames is None or not given else seed_frames.unsqueeze(0)
-        history = start_history(batch[:, :given], frames, model.history_length, first_condition=batch[:, 0])
+        ids = None if points is None else tuple(level.unsqueeze(0) for level in points)
+        history = start_history(
+            batch[:, :given],
+            frames,
+            model.history_length,
+            first_condition=batch[:, 0],
+            points=cut(ids, slice(given)),
+        )
+        ids = cut(ids, slice(given, None))
         for ours, theirs in zip(
-            rollout(model, batch[:, given:], history), rollout(twin, batch[:, given:], history), strict=True
+            rollout(model, batch[:, given:], history, ids), rollout(twin, batch[:, given:], history, ids), strict=True
         ):
             # Compared in numpy, whose maximum is NaN where any difference is: a broken engine must not look perfect.
             difference = (ours.frame - theirs.frame).abs().cpu().numpy()

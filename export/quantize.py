@@ -63,7 +63,7 @@ def calibration_feeds(engine: GraphEngine, probe: Probe, history_length: int) ->
     """
     recorder = _Recorder(engine)
     for seed in [None] if probe.frames is None else [None, probe.frames[0]]:
-        for _ in roll_out(recorder, probe.conditions, history_length, seed):
+        for _ in roll_out(recorder, probe.conditions, history_length, seed, probe.points):
             pass
     return recorder.feeds
 

@@ -22,8 +22,10 @@ from export.convert import Converter, at_size, check_plain, picture_conditions, 
 from export.stream import ConditionMap
 from fastv2v.data.conditions import maps_to_float
 from fastv2v.data.images import is_image_file, read_image, read_label
+from fastv2v.data.modalities import MODALITIES
 from fastv2v.data.sequences import Missing, by_number
-from fastv2v.data.transforms import Size
+from fastv2v.data.transforms import GeometryConfig, Size, draw_geometry, take_points
+from fastv2v.data.unprojection import read_unprojection
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.video import read_video
 
@@ -35,6 +37,7 @@ def folder_conditions(
     manifest: Manifest,
     *,
     instances: Path | str | None = None,
+    unprojections: Path | str | None = None,
     convert: Converter | None = None,
     missing: Missing = "fail",
 ) -> Iterator[ConditionMap]:
@@ -44,6 +47,8 @@ def folder_conditions(
         folder: label maps, or pictures where the bundle takes those or there is a converter; all of one size.
         manifest: of the bundle.
         instances: folder of instance maps of the same names, where the bundle uses them and there is no converter.
+        unprojections: folder of unprojections of the same names, where the bundle has guidance and there is no
+            converter; such as ``test_unprojections/<sequence>`` of a data set.
         convert: makes the condition of each picture, read as RGB.
         missing: what is done where numbers are missing between others; see ``settle_missing``.
 
@@ -55,6 +60,8 @@ def folder_conditions(
     if convert is not None:
         if instances is not None:
             raise ConfigError(f"a converter makes instance maps itself; leave out the folder {instances}")
+        if unprojections is not None:
+            raise ConfigError(f"a converter gives point ids itself; leave out the folder {unprojections}")
         first = files[0], _size(read_image(files[0]))
         for file in files:
             picture = read_image(file)
@@ -62,8 +69,13 @@ def folder_conditions(
             yield at_size(convert(picture), manifest.size, str(file))
         return
     check_drawn(manifest)
-    maps_of = instance_files(manifest, files, None if instances is None else Path(instances))
-    yield from read_conditions(files, manifest.size, labels=manifest.condition.kind == "labels", instances=maps_of)
+    yield from read_conditions(
+        files,
+        manifest.size,
+        labels=manifest.condition.kind == "labels",
+        instances=instance_files(manifest, files, None if instances is None else Path(instances)),
+        unprojections=unprojection_files(manifest, files, None if unprojections is None else Path(unprojections)),
+    )
 
 
 def video_conditions(path: Path | str, manifest: Manifest, convert: Converter | None = None) -> Iterator[ConditionMap]:
@@ -257,8 +269,42 @@ def instance_files(manifest: Manifest, files: Sequence[Path], folder: Path | Non
     return [found[file.stem] for file in files]
 
 
+def unprojection_files(manifest: Manifest, files: Sequence[Path], folder: Path | None) -> list[Path | None] | None:
+    """The unprojection of each label map, or None where the bundle has no guidance or no folder is given.
+
+    Frames without a file are not guided; a warning counts them.
+
+    Raises:
+        ConfigError: if a folder is given to a bundle without guidance.
+        DataError: if the folder has none of these frames.
+    """
+    levels = manifest.condition.guidance_levels
+    if folder is None:
+        if levels:
+            log.warning(
+                "%s: the bundle %s is guided by what was painted, and without --unprojections DIR no frame is",
+                files[0].parent,
+                manifest.name,
+            )
+        return None
+    if not levels:
+        raise ConfigError(f"the bundle {manifest.name} has no guidance; leave out --unprojections {folder}")
+    endings = MODALITIES["unprojections"].extensions
+    found = [next((p for e in endings if (p := folder / f"{file.stem}{e}").is_file()), None) for file in files]
+    if not any(found):
+        raise DataError(f"{folder} holds no unprojection of {files[0].stem} or another of these frames")
+    if lacking := [file.stem for file, path in zip(files, found, strict=True) if path is None]:
+        log.warning("%s: %d of %d frames have no unprojection (%s)", folder, len(lacking), len(files), _first(lacking))
+    return found
+
+
 def read_conditions(
-    files: Sequence[Path], size: Size, *, labels: bool, instances: Sequence[Path] | None
+    files: Sequence[Path],
+    size: Size,
+    *,
+    labels: bool,
+    instances: Sequence[Path] | None,
+    unprojections: Sequence[Path | None] | None = None,
 ) -> Iterator[ConditionMap]:
     """Condition of each frame, scaled as training data are: the nearest pixel for ids, an average for pictures.
 
@@ -267,6 +313,7 @@ def read_conditions(
         size: (height, width) the bundle takes.
         labels: whether they hold class ids, or else colours.
         instances: instance map of each, of the same size.
+        unprojections: which points of the world each frame shows, of the same size; None for frames without.
 
     Raises:
         DataError: if a picture is damaged or of another size than the first.
@@ -276,16 +323,26 @@ def read_conditions(
         picture = read_label(file) if labels else read_image(file)
         first = first or (file, _size(picture))
         _check_size(file, _size(picture), *first)
+        unprojection = None if unprojections is None else unprojections[index]
+        points = None if unprojection is None else _points(unprojection, size, *first)
         if not labels:
             maps = np.moveaxis(scale(picture, size, "image"), -1, 0).astype(np.float32) / 127.5 - 1
-            yield ConditionMap(maps=maps, name=str(file))
+            yield ConditionMap(maps=maps, points=points, name=str(file))
             continue
         borders = None
         if instances is not None:
             borders = read_label(instances[index])
             _check_size(instances[index], _size(borders), file, first[1])
             borders = scale(borders, size, "label")
-        yield ConditionMap(labels=scale(picture, size, "label"), instances=borders, name=str(file))
+        yield ConditionMap(labels=scale(picture, size, "label"), instances=borders, points=points, name=str(file))
+
+
+def _points(path: Path, size: Size, first: Path, expected: Size) -> list[NDArray[np.int32]]:
+    """Point ids of all levels of a file, at a bundle's size."""
+    levels = read_unprojection(path)
+    _check_size(path, _size(levels[0]), first, expected)
+    geometry = draw_geometry(GeometryConfig(mode="exact", size=size), expected, None, "test")
+    return [take_points(geometry, levels, k) for k in range(len(levels))]
 
 
 def read_seed(path: Path, first: Path, size: Size) -> NDArray[np.uint8]:

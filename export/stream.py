@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 
 from export.bundle import Manifest
 from export.engines import StepEngine
-from export.history import ArrayHistory
+from export.history import ArrayHistory, Points
 from export.inputs import ConditionForm, encode_for
 from export.interpolation import ENGINE_OPTIONS, NETWORK_METHOD
 from fastv2v.data.conditions import ConditionSpec
+from fastv2v.data.painter import paint
+from fastv2v.data.unprojection import MAX_POINTS
 from fastv2v.errors import BundleError, ConfigError, DataError, ShapeError
 from interpolate.extrapolate import DISExtrapolator, Extrapolator, HoldExtrapolator
 from interpolate.fill import Interpolator, StreamFiller
@@ -56,7 +58,10 @@ class ConditionMap:
     instances: NDArray[np.integer] | None = None
     """Instance ids, (H, W)."""
     maps: NDArray[np.float32] | None = None
-    """Condition channels, (C, H, W)."""
+    """Condition channels, (C, H, W), without guidance."""
+    points: Points | None = None
+    """For a bundle with guidance: which point of the world is seen at which pixel, -1 for none, (H / 2^k, W / 2^k) of
+    each level k. Without them the frame is not guided and does not paint."""
     name: str | None = None
     """What messages call it, such as its file; ``frame 3`` where it has none."""
 
@@ -256,10 +261,12 @@ class Stream:
         form = self.engine.form
         first = encode_for(form, spec, taken.labels, taken.instances, taken.maps)
         past = ArrayHistory(first.past, self.manifest.history_length, scale=form.scale)
+        if taken.points is not None:  # rendering a painted world takes longer than an empty one
+            past.world = paint(past.world, np.zeros((3, *self.manifest.size), np.float32), taken.points[0])
 
         def step() -> object:
             encoded = encode_for(form, spec, taken.labels, taken.instances, taken.maps, out=past.next_condition)
-            return self._steps.run(encoded, past.conditions, past.frames, past.valid)
+            return self._steps.run(past.guided(encoded, taken.points), past.conditions, past.frames, past.valid)
 
         return step
 
@@ -458,14 +465,17 @@ class Stream:
         encoded = encode_for(form, spec, condition.labels, condition.instances, condition.maps, out=place)
         if self._history is None:
             seed = None if self._seed is None else _from_uint8(self._seed)
-            self._history = ArrayHistory(encoded.past, self.manifest.history_length, seed, scale=form.scale)
+            self._history = ArrayHistory(
+                encoded.past, self.manifest.history_length, seed, scale=form.scale, points=condition.points
+            )
             if self._seed is not None:
                 return _Keyframe(self._seed, False, time.perf_counter() - start)
         past = self._history
-        frame = self._steps.run(encoded, past.conditions, past.frames, past.valid)["frame"][0]
+        shown = past.guided(encoded, condition.points)
+        frame = self._steps.run(shown, past.conditions, past.frames, past.valid)["frame"][0]
         if not np.isfinite(frame).all():
             raise BundleError(f"{self.engine.precision} gave values that are not finite; choose precision f32")
-        past.advance(encoded.past, frame)
+        past.advance(encoded.past, frame, condition.points)
         return _Keyframe(_to_uint8(frame), True, time.perf_counter() - start)
 
     def _fill(self, keyframes: Iterable[tuple[int, NDArray[np.uint8]]]) -> list[DeliveredFrame]:
@@ -541,14 +551,31 @@ def _checked_condition(condition: Condition, spec: ConditionSpec, size: tuple[in
     """A copy of the condition that is known to suit the bundle: the worker encodes it later."""
     given = _named(condition, spec)
     where = given.name or where
+    points = _checked_points(given.points, spec.guidance_levels, size, where)
     if spec.kind == "maps":
         shape = (spec.map_channels, *size)
-        return ConditionMap(maps=_checked_array(given.maps, shape, "f", f"{where}: condition maps"))
+        return ConditionMap(maps=_checked_array(given.maps, shape, "f", f"{where}: condition maps"), points=points)
     labels = _checked_array(given.labels, size, "iu", f"{where}: label map")
     _check_known(labels, spec, where)
     if not spec.use_instances:
-        return ConditionMap(labels=labels)
-    return ConditionMap(labels=labels, instances=_checked_array(given.instances, size, "iu", f"{where}: instance map"))
+        return ConditionMap(labels=labels, points=points)
+    instances = _checked_array(given.instances, size, "iu", f"{where}: instance map")
+    return ConditionMap(labels=labels, instances=instances, points=points)
+
+
+def _checked_points(points: Points | None, levels: int, size: tuple[int, int], where: str) -> Points | None:
+    """Copies of the point ids a bundle takes; None where it takes none or there are none."""
+    if points is None or not levels:
+        return None
+    if len(points) < levels:
+        raise DataError(f"{where}: point ids of {len(points)} levels, and this bundle has guidance of {levels}")
+    checked = []
+    for k in range(levels):
+        shape = (-(-size[0] >> k), -(-size[1] >> k))
+        checked.append(_checked_array(points[k], shape, "iu", f"{where}: map of point ids of level {k}"))
+        if (most := int(checked[k].max())) >= MAX_POINTS:
+            raise DataError(f"{where}: point id {most} is too large; ids lie below {MAX_POINTS}")
+    return checked
 
 
 def _check_known(labels: NDArray[np.integer], spec: ConditionSpec, where: str) -> None:

@@ -181,7 +181,10 @@ class _Network:
         self.history = DeviceHistory(
             (past[0], past[1], past[2]), model.history_length, scale=self.form.scale, device=device
         )
-        self.inputs = DeviceInputs(from_encoded(self.form, np.zeros((past[0], *size), np.float32)), device)
+        like = from_encoded(self.form, np.zeros((past[0], *size), np.float32))
+        if spec is not None and spec.guidance_levels:
+            like = like._replace(past=like.past.copy())  # what is kept has no guidance: it is no input itself
+        self.inputs = DeviceInputs(like, device)
         self.frame = torch.zeros(1, 3, *size, device=device)
 
     def draw(self) -> None:

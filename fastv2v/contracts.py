@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fastv2v.data.clip import Clip
+    from fastv2v.ops.painter import PaintedWorld
 
 Losses = Mapping[str, Mapping[str, "Tensor"]]
 """One mapping of named scalar terms for each player (each network that has its own optimiser)."""
@@ -34,6 +35,9 @@ class History(NamedTuple):
     coarse_frames: tuple[Tensor, ...] = ()
     """Own frames of the coarser scales of a coarse-to-fine generator, coarsest first, each (B, N-1, 3, H/2^k, W/2^k).
     Empty before the first step: such a generator then starts from the averaged given frames."""
+    world: PaintedWorld | None = None
+    """What this video has painted so far, where it is guided by that. Whoever rolls out keeps it (``guided_step`` in
+    ``fastv2v.render``); generators need not know of it."""
 
 
 class FrameOutput(NamedTuple):

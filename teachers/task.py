@@ -27,7 +27,7 @@ from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly
 from fastv2v.nn.features import EncodingStep, FeatureGenerator, clip_conditions, observations
 from fastv2v.nn.generators import ImageGenerator
 from fastv2v.nn.norms import batch_statistics
-from fastv2v.ops.labels import condition_pictures, encode_clip
+from fastv2v.ops.labels import condition_pictures, encode_clip, guidance_points
 from fastv2v.render import Chunk, render_clip, rollout_chunks
 from fastv2v.score import clip_psnr
 
@@ -127,7 +127,15 @@ class TeacherTask:
         if isinstance(self.generator, CoarseToFineGenerator) and at < self.config.fixed_coarse_steps:
             model = FinestOnly(self.generator)
         return training_rollout(
-            model, conditions, clip.frames, start, self.config.rollout, at, lead_in=lead, own_statistics=True
+            model,
+            conditions,
+            clip.frames,
+            start,
+            self.config.rollout,
+            at,
+            lead_in=lead,
+            own_statistics=True,
+            points=guidance_points(self.spec, clip),
         )
 
     def _feature_rollout(
@@ -162,7 +170,7 @@ class TeacherTask:
         conditions = clip_conditions(self.generator, self.spec, clip)
         inner = self.generator.generator if isinstance(self.generator, FeatureGenerator) else self.generator
         with batch_statistics(inner):
-            return render_clip(self.generator, conditions, clip.frames[:, :1])
+            return render_clip(self.generator, conditions, clip.frames[:, :1], guidance_points(self.spec, clip))
 
     def sample(self, clip: Clip) -> Mapping[str, Tensor]:
         """The condition, the real frames and the teacher's own rollout from the first of them.

@@ -146,7 +146,7 @@ class Recorded:
     def __init__(self, offset=0.0):
         self.offset, self.asked = offset, []
 
-    def teach(self, clip, conditions, start):
+    def teach(self, clip, conditions, start, points=None):
         self.asked.append(start)
         return Taught(conditions[:, 2:].expand(-1, -1, 3, -1, -1) + self.offset)
 

@@ -288,7 +288,7 @@ class TestTask:
 class Recorded:
     has_flow = has_features = False
 
-    def teach(self, clip, conditions, start):
+    def teach(self, clip, conditions, start, points=None):
         return Taught(clip.frames[:, 2:])
 
 

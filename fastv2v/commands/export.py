@@ -32,7 +32,7 @@ from fastv2v.data.transforms import draw_geometry
 from fastv2v.errors import BundleError, CheckpointError, ConfigError, DataError, ShapeError
 from fastv2v.measure.cost import count_macs
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator
-from fastv2v.ops.labels import encode_clip
+from fastv2v.ops.labels import encode_clip, guidance_points
 from fastv2v.score import to_uint8
 from interpolate.fill import fill
 from interpolate.keyframes import KeyframeConfig, KeyframeSelector
@@ -165,6 +165,8 @@ def export_bundle(args: Export) -> Manifest:
         _LOG.info("%s: keeps %.1f MB of weights for the engines of torch", args.out.name, weights_mb)
     with torch.no_grad():
         conditions = encode_clip(spec, clip)[0]
+    points = guidance_points(spec, clip)
+    points = None if points is None else tuple(level[0] for level in points)
     manifest = build_bundle(
         trained.generator,
         args.out,
@@ -180,6 +182,7 @@ def export_bundle(args: Export) -> Manifest:
         threads=args.threads,
         overwrite=args.overwrite,
         interpolation=part,
+        points=points,
     )
     if runner is None:
         return manifest
@@ -189,7 +192,8 @@ def export_bundle(args: Export) -> Manifest:
         record = build_engine(args.out, ParityClip(conditions.numpy(), what), config, progress=progress, runner=runner)
     export_engine.show(args.out, record)
     chosen = [Candidate(export_engine.TENSORRT, config.precision)]
-    keyframes = Probe(conditions.numpy(), clip.frames[0].numpy())
+    ids = None if points is None else [level.numpy() for level in points]
+    keyframes = Probe(conditions.numpy(), clip.frames[0].numpy(), ids)
     choose_engine(args.out, keyframes, candidates=chosen, guard=args.guard, threads=args.threads, forced=True)
     return load_manifest(args.out)
 

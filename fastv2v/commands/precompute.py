@@ -26,6 +26,7 @@ from fastv2v.errors import ConfigError
 from fastv2v.nn.features import FeatureGenerator, clip_conditions
 from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.norms import batch_statistics
+from fastv2v.ops.labels import guidance_points
 
 _LOG = logging.getLogger(__name__)
 
@@ -139,7 +140,8 @@ def teacher_outputs(
         model: the teacher, on the device; one with instance features sees the look of the real frames.
         folder: the data set.
         sequence: which sequence of it.
-        spans: its rollouts; each begins from a whole history of real frames.
+        spans: its rollouts; each begins from a whole history of real frames, which paints a world of its own where the
+            teacher is guided.
         device: where and in what precision.
 
     Yields:
@@ -148,7 +150,8 @@ def teacher_outputs(
     past = model.history_length
     for span in spans:
         windows = windows_of(folder, sequence, span.start, span.stop, past)
-        made = roll_out(model, partial(clip_conditions, model, folder.spec), windows, past, device)
+        encode, points_of = partial(clip_conditions, model, folder.spec), partial(guidance_points, folder.spec)
+        made = roll_out(model, encode, windows, past, device, points_of=points_of)
         for one in itertools.islice(made, span.first - span.start, None):
             yield one.output
 

@@ -55,8 +55,9 @@ from fastv2v.errors import ConfigError, DataError
 from fastv2v.log import BarProgress, Progress, SilentProgress
 from fastv2v.measure.latency import measure_latency
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
-from fastv2v.ops.labels import encode_clip
+from fastv2v.ops.labels import encode_clip, guidance_points
 from fastv2v.recipe import UNSET_ROOT, DataRecipe, HelperRecipe
+from fastv2v.render import cut
 from fastv2v.run import open_run, write_bytes
 from fastv2v.seed import derive_seed, seed_everything
 from fastv2v.train import FitResult, TrainConfig, fit
@@ -213,9 +214,10 @@ class _Workshop:
     def keyframes(self, clip: Clip, teacher: LiveTeacher | None = None) -> KeyClip:
         """Every gap-th frame of a clip and, where a teacher is given, what that makes of it frame by frame."""
         clip = clip.to(self.device.device)
-        conditions = encode_clip(self.folder.spec, clip)
-        taught = None if teacher is None else teacher.render(conditions, clip.frames[:, :1])[:, :: self.args.gap]
-        return KeyClip(conditions[:, :: self.args.gap], clip.frames[:, :: self.args.gap], taught)
+        conditions, points = encode_clip(self.folder.spec, clip), guidance_points(self.folder.spec, clip)
+        keyframes = slice(None, None, self.args.gap)
+        taught = None if teacher is None else teacher.render(conditions, clip.frames[:, :1], points)[:, keyframes]
+        return KeyClip(conditions[:, keyframes], clip.frames[:, keyframes], taught, cut(points, keyframes))
 
 
 def run_search(args: Search) -> Found:

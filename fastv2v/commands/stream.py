@@ -36,6 +36,7 @@ from export.sources import (
     read_conditions,
     read_seed,
     settle_missing,
+    unprojection_files,
     video_conditions,
 )
 from fastv2v.commands.arguments import parse
@@ -44,6 +45,7 @@ from fastv2v.data.face import FaceConfig
 from fastv2v.data.folder import FolderConfig, FrameReader, Phase, VideoFolder, open_folder
 from fastv2v.data.images import read_image
 from fastv2v.data.pose import PoseConfig
+from fastv2v.data.reader import points_key
 from fastv2v.data.sequences import Missing
 from fastv2v.data.transforms import Geometry, GeometryConfig, Size, draw_geometry
 from fastv2v.errors import ConfigError, DataError, FastV2VError
@@ -91,6 +93,9 @@ class StreamArgs:
     """Start from the real first frame of the sequence of --data."""
     instances: Path | None = None
     """Folder of instance maps with the same names, where the bundle uses them."""
+    unprojections: Path | None = None
+    """Folder of unprojections with the same names, where the bundle is guided by its painted world, such as
+    DATA/test_unprojections/SEQUENCE. With --data they are found by themselves."""
     seed_frame: Path | None = None
     """Real picture of the first frame to start from; without it the stream starts from nothing."""
     engine: str = AUTO
@@ -131,11 +136,12 @@ class StreamArgs:
                 "RAFT, its weights and a device go together: --device cuda --flow raft --raft-weights FILE"
             )
         of_data = self.sequence is not None or self.given_frame or self.phase != "test" or self.test_tail
-        of_pictures = self.instances is not None or self.seed_frame is not None or self.missing != "fail"
+        paths = (self.instances, self.unprojections, self.seed_frame)
+        of_pictures = any(path is not None for path in paths) or self.missing != "fail"
         if (of_data and self.data is None) or (of_pictures and self.data is not None):
             raise ConfigError(
-                "--sequence, --phase, --test-tail and --given-frame belong to --data; --instances, --seed-frame and "
-                "--missing to --conditions"
+                "--sequence, --phase, --test-tail and --given-frame belong to --data; --instances, "
+                "--unprojections, --seed-frame and --missing to --conditions"
             )
 
 
@@ -153,7 +159,7 @@ def check_output(args: StreamArgs) -> None:
             f"{args.out}: nothing is written as {out.suffix}; name a video {' or '.join(VIDEO_SUFFIXES)}, or a folder "
             "without a dot in its name"
         )
-    given = (args.conditions, args.instances, args.seed_frame, args.data)
+    given = (args.conditions, args.instances, args.unprojections, args.seed_frame, args.data)
     if any(path is not None and path.resolve().is_relative_to(out) for path in given):
         raise ConfigError(f"{args.out} holds what is to be read; name another output")
     if not out.exists() or (out.is_dir() and not out.suffix and not any(out.iterdir())):
@@ -333,12 +339,17 @@ def _open_source(
         check_drawn(manifest)
         inside = list(files.values())
         instances = instance_files(manifest, inside, args.instances)
+        ids = unprojection_files(manifest, inside, args.unprojections)
         if args.seed_frame is not None:
             stream.restart(read_seed(args.seed_frame, inside[0], manifest.size))
         labels = manifest.condition.kind == "labels"
-        return list(files), read_conditions(inside, manifest.size, labels=labels, instances=instances), manifest.fps
-    if args.instances is not None:
-        raise ConfigError(f"instance maps go with a folder of label maps; leave out --instances {args.instances}")
+        conditions = read_conditions(inside, manifest.size, labels=labels, instances=instances, unprojections=ids)
+        return list(files), conditions, manifest.fps
+    for option, path in (("instances", args.instances), ("unprojections", args.unprojections)):
+        if path is not None:
+            raise ConfigError(f"{option} go with a folder of label maps; leave out --{option} {path}")
+    if manifest.condition.guidance_levels:
+        _LOG.warning("%s is guided by what was painted, and a camera, video or pipe says not where", manifest.name)
     if args.seed_frame is not None:
         stream.restart(scale(read_image(args.seed_frame), manifest.size, "image"))
     if args.camera is not None:
@@ -431,11 +442,13 @@ class TakenSequence:
         for t, stem in enumerate(sequence.stems):
             arrays = self.reader.read(self.index, [t], self.geometry)
             name = f"{sequence.name}/{stem}"
+            points = [arrays[points_key(k)][0] for k in range(self.folder.config.guidance_levels)] or None
             if "labels" in arrays:
                 instances = arrays["instances"][0] if "instances" in arrays else None
-                yield ConditionMap(labels=arrays["labels"][0], instances=instances, name=name)
+                yield ConditionMap(labels=arrays["labels"][0], instances=instances, points=points, name=name)
             else:
-                yield ConditionMap(maps=maps_to_float(self.folder.spec, arrays["maps"])[0], name=name)
+                maps = maps_to_float(self.folder.spec, arrays["maps"])[0]
+                yield ConditionMap(maps=maps, points=points, name=name)
 
     def first_frame(self) -> NDArray[np.uint8]:
         """The real first frame, RGB (H, W, 3)."""
@@ -466,6 +479,7 @@ def open_sequence(args: StreamArgs, manifest: Manifest) -> TakenSequence:
         face=spec.face or FaceConfig(),
         pose=spec.pose or PoseConfig(),
         missing="hold" if spec.encoder in ("face", "pose") else "fail",
+        guidance_levels=spec.guidance_levels,
     )
     folder = open_folder(config)
     # Names of classes depend on how the data set was opened; their number decides.

@@ -32,9 +32,9 @@ from fastv2v.nn.face_features import BorrowedFeatures, build_bank, read_bank, re
 from fastv2v.nn.features import FeatureEncoder, FeatureGenerator, clip_conditions
 from fastv2v.nn.generators import ImageGenerator, VideoGenerator
 from fastv2v.nn.norms import batch_statistics
-from fastv2v.ops.labels import condition_pictures, encode_clip
+from fastv2v.ops.labels import condition_pictures, encode_clip, guidance_points
 from fastv2v.ops.pictures import part_pictures
-from fastv2v.render import start_history
+from fastv2v.render import Points, at_frame, cut, guided_step, start_history
 from fastv2v.score import to_uint8
 from fastv2v.video import VideoWriter, write_image, write_video
 from teachers.import_weights import load_imported
@@ -124,6 +124,8 @@ class Made(NamedTuple):
 
 Encode = Callable[[Clip], Tensor]
 """Conditions (B, T, C, H, W) of a clip."""
+PointsOf = Callable[[Clip], Points | None]
+"""Point ids of a clip, where a model is guided by a painted world."""
 FirstFeatures = Callable[[int, Clip], Tensor]
 """Features (T, F, H, W) for frames of a sequence, which is given by its position."""
 
@@ -138,6 +140,7 @@ def roll_out(
     *,
     first: ImageGenerator | None = None,
     first_features: Encode | None = None,
+    points_of: PointsOf | None = None,
 ) -> Iterator[Made]:
     """Synthesise a sequence of any length.
 
@@ -149,6 +152,7 @@ def roll_out(
         device: where and in what precision.
         first: draws the given frames; real ones by default.
         first_features: features (T, F, H, W) of the given frames, for a ``first`` that takes them.
+        points_of: point ids, for a guided model.
 
     Yields:
         Every frame in order, the given ones among them.
@@ -156,7 +160,7 @@ def roll_out(
     history = None
     for window in windows:
         clip = window.to(device.device)
-        conditions = encode(clip)
+        conditions, points = encode(clip), None if points_of is None else points_of(clip)
         begin = 0
         if history is None:
             begin = given_frames
@@ -170,13 +174,17 @@ def roll_out(
                     drawn = [first(x) for x in shown]
                 given = torch.stack(drawn, dim=1)
             history = start_history(
-                conditions[:, :begin], given if begin else None, model.history_length, first_condition=conditions[:, 0]
+                conditions[:, :begin],
+                given if begin else None,
+                model.history_length,
+                first_condition=conditions[:, 0],
+                points=cut(points, slice(begin)),
             )
             for t, frame in enumerate(given.unbind(1)):
                 yield Made(clip.take(t, t + 1), FrameOutput(frame, frame))
         for t in range(begin, clip.num_frames):
             with device.autocast():
-                output, history = model.step(conditions[:, t], history)
+                output, history = guided_step(model, conditions[:, t], history, at_frame(points, t))
             yield Made(clip.take(t, t + 1), output)
 
 
@@ -189,7 +197,8 @@ def synthesise(
     model: StepModel, spec: ConditionSpec, clip: Clip, given_frames: int, device: Device
 ) -> Iterator[NDArray[np.uint8]]:
     """Frames of a clip, RGB (H, W, 3): the given ones as they are, then the model's own, one by one."""
-    for made in roll_out(model, lambda part: encode_clip(spec, part), [clip], given_frames, device):
+    encode, points_of = partial(encode_clip, spec), partial(guidance_points, spec)
+    for made in roll_out(model, encode, [clip], given_frames, device, points_of=points_of):
         yield to_picture(made.output.frame)
 
 
@@ -419,6 +428,7 @@ def main(argv: list[str]) -> int:
                 device,
                 first=first,
                 first_features=None if features is None else partial(features, i),
+                points_of=partial(guidance_points, folder.spec),
             )
             write_sequence(args, name, made, stop - args.start, trained)
             written.append(name)

@@ -17,7 +17,7 @@ from fastv2v.contracts import FrameOutput, History, StepModel
 from fastv2v.errors import ConfigError, DataError
 from fastv2v.nn.norms import batch_statistics, kept_statistics
 from fastv2v.nn.spectral import SpectralMemory
-from fastv2v.render import Chunk, rollout_chunks, start_history
+from fastv2v.render import Chunk, Points, at_frame, cut, guided_step, rollout_chunks, start_history
 
 WORN: Final = {"worn2": 2, "worn4": 4, "worn8": 8}
 """Starts from a blurred history, with the side of the squares in pixels."""
@@ -114,7 +114,7 @@ def worn(frames: Tensor, factor: int) -> Tensor:
     return F.interpolate(small, size=flat.shape[-2:], mode="bilinear", align_corners=False).view_as(frames)
 
 
-def opening(model: StepModel, conditions: Tensor, frames: Tensor, start: str) -> History:
+def opening(model: StepModel, conditions: Tensor, frames: Tensor, start: str, points: Points | None = None) -> History:
     """History before frame N-1 of a clip, whatever the start: the same frames are synthesised in each case.
 
     Args:
@@ -122,6 +122,8 @@ def opening(model: StepModel, conditions: Tensor, frames: Tensor, start: str) ->
         conditions: (B, T, C, H, W).
         frames: real frames, (B, T, 3, H, W).
         start: ``nothing``, ``one``, ``full`` or one of ``WORN``.
+        points: point ids of the clip, where the model is guided: the frames of the history paint its world, as worn as
+            they are.
 
     Raises:
         DataError: if the clip is not longer than the history.
@@ -136,7 +138,8 @@ def opening(model: StepModel, conditions: Tensor, frames: Tensor, start: str) ->
         return start_history(conditions[:, :0], None, past, first_condition=conditions[:, past])
     oldest = past - 1 if start == "one" else 0
     given = frames[:, oldest:past]
-    return start_history(conditions[:, oldest:past], worn(given, WORN[start]) if start in WORN else given, past)
+    given = worn(given, WORN[start]) if start in WORN else given
+    return start_history(conditions[:, oldest:past], given, past, points=cut(points, slice(oldest, past)))
 
 
 def training_rollout(
@@ -149,6 +152,7 @@ def training_rollout(
     *,
     lead_in: int = 0,
     own_statistics: bool = False,
+    points: Points | None = None,
 ) -> Iterator[Chunk]:
     """Chunks of a clip from frame N-1 to its end; see ``rollout_chunks``.
 
@@ -164,11 +168,14 @@ def training_rollout(
         at: training steps made so far.
         lead_in: frames made before the first chunk.
         own_statistics: whether norms go by those frames' own statistics, as teachers are deployed, or by running ones.
+        points: point ids of the clip, where the model is guided; the lead-in paints the world too.
     """
-    history = opening(model, conditions, frames, start)
+    history = opening(model, conditions, frames, start, points)
     if lead_in:
-        ahead = conditions[:, model.history_length :][:, :lead_in]
-        history = run_ahead(model, ahead, history, own_statistics=own_statistics)
+        ahead = slice(model.history_length, model.history_length + lead_in)
+        history = run_ahead(
+            model, conditions[:, ahead], history, own_statistics=own_statistics, points=cut(points, ahead)
+        )
     return rollout_chunks(
         CheckpointedStep(model) if config.gradient_checkpointing else model,
         conditions[:, lead_in:],
@@ -176,6 +183,7 @@ def training_rollout(
         start=model.history_length,
         chunk_frames=config.chunk_frames,
         backprop_frames=config.backprop_at(at),
+        points=cut(points, slice(lead_in, None)),
     )
 
 
@@ -199,7 +207,14 @@ def draw_lead_in(most: int, num_frames: int, history_length: int, rng: torch.Gen
 
 
 @torch.no_grad()
-def run_ahead(model: StepModel, conditions: Tensor, history: History, *, own_statistics: bool = False) -> History:
+def run_ahead(
+    model: StepModel,
+    conditions: Tensor,
+    history: History,
+    *,
+    own_statistics: bool = False,
+    points: Points | None = None,
+) -> History:
     """The history a model reaches by itself, as it is deployed.
 
     Args:
@@ -207,10 +222,11 @@ def run_ahead(model: StepModel, conditions: Tensor, history: History, *, own_sta
         conditions: of the frames it makes, (B, L, C, H, W).
         history: where it begins.
         own_statistics: whether norms go by those frames' own statistics; by running ones otherwise.
+        points: point ids of the same frames, where the model is guided.
     """
     with batch_statistics(model) if own_statistics else _evaluation(model):
-        for condition in conditions.unbind(1):
-            _, history = model.step(condition, history)
+        for t, condition in enumerate(conditions.unbind(1)):
+            _, history = guided_step(model, condition, history, at_frame(points, t))
     return history
 
 

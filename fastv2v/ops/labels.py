@@ -80,6 +80,29 @@ def _encode_given(spec: ConditionSpec, clip: Clip) -> Tensor:
     return torch.cat([channels, instance_edges(clip.instances)], dim=2)
 
 
+def guidance_points(spec: ConditionSpec, clip: Clip) -> tuple[Tensor, ...] | None:
+    """The point ids by which a condition is guided through a clip.
+
+    Args:
+        spec: how conditions are encoded.
+        clip: with its point ids, or without.
+
+    Returns:
+        As many levels as the condition has, (B, T, H / 2^k, W / 2^k) each. None where the condition has no guidance, or
+        the clip no point ids: its guidance is then empty.
+
+    Raises:
+        DataError: if the clip has fewer levels.
+    """
+    if not spec.guidance_levels or clip.points is None:
+        return None
+    if len(clip.points) < spec.guidance_levels:
+        raise DataError(
+            f"the condition has guidance of {spec.guidance_levels} levels and the clip point ids of {len(clip.points)}"
+        )
+    return clip.points[: spec.guidance_levels]
+
+
 def condition_pictures(spec: ConditionSpec, clip: Clip, palette: NDArray[np.uint8] | Sequence[Sequence[int]]) -> Tensor:
     """Show the conditions of a clip to people.
 
