@@ -19,6 +19,7 @@ from tiny_step import TinyStep, random_conditions
 from export.build import BundleDetails, build_bundle
 from export.bundle import STEP_GRAPH, Cost, load_manifest
 from export.choose import roll_out
+from export.device_stream import DeviceStream
 from export.engines import REFERENCE, open_engine
 from export.inputs import from_encoded
 from export.prepare import prepare_for_tensorrt
@@ -51,6 +52,7 @@ from fastv2v.cli import main
 from fastv2v.commands.export_engine import tensorrt_config
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import BuildCancelledError, BundleError, ConfigError, MissingExtraError, ShapeError
+from fastv2v.nn.slim import SlimConfig, SlimGenerator
 from fastv2v.render import rollout, start_history
 
 SIZE = (16, 24)
@@ -106,17 +108,20 @@ class FakeRunner:
 def exported(tmp_path_factory):
     """A bundle of a tiny generator, without engines."""
     folder = tmp_path_factory.mktemp("tensorrt") / "tiny.v2v"
-    details = BundleDetails(
+    build_bundle(TinyStep(), folder, details(SPEC), random_conditions(4, SIZE), measure=False, int8=False)
+    return folder
+
+
+def details(spec: ConditionSpec) -> BundleDetails:
+    return BundleDetails(
         task="street",
-        condition=SPEC,
+        condition=spec,
         size=SIZE,
         keyframes={"policy": "uniform", "gap": 4},
         interpolation={"method": "blend"},
         fps=17.0,
         cost=Cost(macs_per_keyframe=1, macs_per_frame=1, output_position_macs_per_keyframe=1, parameters=1),
     )
-    build_bundle(TinyStep(), folder, details, random_conditions(4, SIZE), measure=False, int8=False)
-    return folder
 
 
 @pytest.fixture
@@ -621,7 +626,8 @@ class TestCommand:
 
     @pytest.fixture
     def run(self, bundle, world11, monkeypatch, capsys):
-        monkeypatch.setattr("fastv2v.commands.export_engine.CudaRunner", lambda: FakeRunner(world11))
+        for place in ("fastv2v.commands.export_engine", "export.tensorrt_engine"):
+            monkeypatch.setattr(f"{place}.CudaRunner", lambda *_: FakeRunner(world11))
 
         def run(*words: str) -> tuple[int, str, str]:
             status = main(["export", "--bundle", str(bundle), "--engine", "tensorrt:f32", *words])
@@ -634,7 +640,10 @@ class TestCommand:
         assert status == 0
         assert "TensorRT 11.4.0.106 f32 for Test GPU 1" in out and "exactly over 3 frames (moving blocks)" in out
         place = json.loads(out.splitlines()[-1])["engine"]
-        assert f"engines/{place}/step.plan" in load_manifest(bundle).files
+        manifest = load_manifest(bundle)
+        assert f"engines/{place}/step.plan" in manifest.files
+        measured = {(m.engine, m.precision): m.accepted for m in manifest.engine.measurements}
+        assert measured == {("onnxruntime", "f32"): True, ("tensorrt", "f32"): True}
 
     def test_builds_anew_only_when_told(self, run, world11):
         run("--frames", "2")
@@ -667,15 +676,47 @@ class TestCommand:
         with pytest.raises(ConfigError, match=problem):
             tensorrt_config(engine, TensorRTConfig(**({"precision": precision} if precision else {})))
 
-    def test_the_engine_runs_by_its_name(self, run, bundle, world11, monkeypatch):
-        run("--frames", "2")
-        monkeypatch.setattr("export.tensorrt_engine.CudaRunner", lambda: FakeRunner(world11))
+    def test_the_engine_runs_by_its_name(self, run, bundle):
+        run("--frames", "2", "--no-measure")
+        assert load_manifest(bundle).engine is None
         with open_bundle(bundle, engine="tensorrt:f32") as stream:
             labels = [np.random.default_rng(t).integers(0, 4, SIZE, dtype=np.uint8) for t in range(5)]
             ours = [item.frame for item in stream.frames(iter(labels))]
         with open_bundle(bundle, engine="onnxruntime:f32") as stream:
             theirs = [item.frame for item in stream.frames(iter(labels))]
         np.testing.assert_array_equal(ours, theirs)
+
+
+class TestCompact:
+    """A slim student, whose graph takes label maps and averages of them."""
+
+    SPEC = ConditionSpec(class_names=("road", "car", "sky"), use_instances=True, ignore_id=255)
+
+    @pytest.fixture(scope="class")
+    def slim(self, tmp_path_factory):
+        config = SlimConfig(widths=(8, 8), depths=(1, 1), up_depths=(1,), refine_width=4, history_length=2)
+        torch.manual_seed(0)
+        model = SlimGenerator(config, self.SPEC.channels)
+        blocks = torch.from_numpy(moving_blocks(self.SPEC, SIZE, 3, np.random.default_rng(0)))
+        folder = tmp_path_factory.mktemp("slim") / "slim.v2v"
+        build_bundle(model, folder, details(self.SPEC), blocks, measure=False, int8=False)
+        return folder
+
+    @pytest.mark.parametrize("warp", ["grid_sample", "outside"])
+    def test_a_stream_on_the_device_is_that_of_onnx_runtime(self, slim, tmp_path, world11, warp):
+        folder = shutil.copytree(slim, tmp_path / slim.name)
+        clip = ParityClip(moving_blocks(self.SPEC, SIZE, 4, np.random.default_rng(1)), "blocks")
+        build_engine(folder, clip, F32, runner=FakeRunner(world11), warps=[warp])
+        rng = np.random.default_rng(2)
+        pairs = [(rng.integers(0, 3, SIZE, dtype=np.uint8), rng.integers(0, 5, SIZE)) for _ in range(9)]
+        step = TensorRTStep(folder, runner=FakeRunner(world11))
+        assert step.form.labels and step.form.edges and step.form.scale > 1
+        with DeviceStream(step, load_manifest(folder)) as stream:
+            ours = [item.frame for item in stream.frames(iter(pairs))]
+        with open_bundle(folder, engine="onnxruntime:f32") as stream:
+            theirs = [item.frame for item in stream.frames(iter(pairs))]
+        assert len(ours) == 9
+        assert np.abs(np.stack(ours).astype(int) - np.stack(theirs)).max() <= 1
 
 
 class TestBlocks:

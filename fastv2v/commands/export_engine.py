@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from export.bundle import STEP_GRAPH, Manifest, load_manifest
-from export.engines import Array, available_engines, parse_engine
+from export.choose import Probe, choose_engine
+from export.engines import Array, Candidate, available_engines, parse_engine
 from export.tensorrt_api import CudaRunner, describe_site, require_tensorrt
 from export.tensorrt_builder import ParityClip, Progress, build_engine, moving_blocks
 from export.tensorrt_store import EngineRecord, Precision, TensorRTConfig, list_engines, misfit
@@ -44,6 +44,8 @@ class ExportEngine:
     blocks of random classes that move, which are harder and less like what it will see."""
     frames: int = 16
     """Keyframes of the comparison at most."""
+    measure: bool = True
+    """Then measure it beside ONNX Runtime and the engine chosen so far, so that --engine auto takes the fastest."""
     overwrite: bool = False
     """Build anew where the bundle holds an engine that fits this machine already."""
 
@@ -107,7 +109,13 @@ def export_engine(args: ExportEngine) -> EngineRecord:
                 raise BundleError(f"{args.bundle / place} is a {record} already; pass --overwrite to build it anew")
     clip = clip_for(args.bundle, manifest, args.data, args.frames)
     with build_bar(args.bundle.stem) as progress:
-        return build_engine(args.bundle, clip, args.config, progress=progress, runner=runner)
+        record = build_engine(args.bundle, clip, args.config, progress=progress, runner=runner)
+    if args.measure:
+        rivals = [Candidate(TENSORRT, args.config.precision)]
+        if manifest.engine is not None:
+            rivals.append(Candidate(manifest.engine.engine, manifest.engine.precision))
+        choose_engine(args.bundle, Probe(clip.conditions), candidates=list(dict.fromkeys(rivals)))
+    return record
 
 
 def clip_for(bundle: Path, manifest: Manifest, data: Path | None, frames: int) -> ParityClip:
@@ -154,7 +162,7 @@ def build_bar(title: str) -> Iterator[Progress]:
 
 def show(bundle: Path, record: EngineRecord) -> None:
     """Tell people what was kept and why."""
-    parity = "exactly" if record.parity_psnr_db is None else f"within {record.parity_psnr_db:.1f} dB"
+    parity = "exactly" if record.parity_psnr_db is None else f"at {record.parity_psnr_db:.1f} dB"
     print(f"{bundle}: {record}; follows ONNX Runtime {parity} over {record.frames} frames ({record.clip})")
     for attempt in record.attempts:
         print(f"  warp by {attempt.warp}: {attempt.outcome}")
@@ -165,6 +173,11 @@ def main(argv: list[str]) -> int:
     args = parse(ExportEngine, "fastv2v export", argv)
     record = export_engine(args)
     show(args.bundle, record)
-    sys.stdout.flush()
+    choice = load_manifest(args.bundle).engine
+    for m in choice.measurements if args.measure and choice is not None else ():
+        took = m.reason if m.median_ms is None else f"{m.median_ms:.1f} ms a step"
+        print(f"  {m.engine} {m.precision}: {took}")
+    if args.measure and choice is not None:
+        print(f"  chosen: {choice.engine} {choice.precision}")
     print(json.dumps({"bundle": str(args.bundle), "engine": record.key, "warp": record.warp}))
     return 0
