@@ -199,7 +199,7 @@ def step_module(
         ConfigError: if the generator lacks an output.
     """
     assert isinstance(model, nn.Module), "the caller checks it"
-    deployed = cast(StepModel, _deployable(model))
+    deployed = cast(StepModel, deployable(model))
     example = _example_inputs(deployed, size)
     names = ("frame",) if outputs == ("frame",) else _present(deployed, example)  # which takes a step to find out
     if outputs is not None and (missing := [name for name in outputs if name not in names]):
@@ -229,15 +229,19 @@ def export_network(network: nn.Module, path: Path, shape: tuple[int, ...], names
         MissingExtraError: if onnx or onnxscript is not installed.
     """
     example = {names[0]: torch.zeros(shape)}
-    proto = _trace(_deployable(network), example, names[1:], OPSET, type(network).__name__)
+    proto = _trace(deployable(network), example, names[1:], OPSET, type(network).__name__)
     _check_graph(proto, OPSET, (shape[-2], shape[-1]))
     save_graph(proto, Path(path))
     nodes = dict(Counter(node.op_type for node in proto.graph.node).most_common())
     return GraphReport(opset=OPSET, nodes=nodes, outputs=names[1:])
 
 
-def _deployable(model: nn.Module) -> nn.Module:
-    """A frozen float32 copy on the CPU whose weights are plain tensors."""
+def deployable(model: nn.Module) -> nn.Module:
+    """A frozen float32 copy on the CPU whose weights are plain tensors.
+
+    Args:
+        model: left untouched.
+    """
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):

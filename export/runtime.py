@@ -128,7 +128,7 @@ def open_bundle(
     if engine == AUTO:
         opened = _open_best(folder, manifest, precision, threads)
     else:
-        candidate = Candidate(engine, precision or _measured_precision(manifest, engine))
+        candidate = Candidate(engine, precision or measured_precision(manifest, engine))
         opened = open_named_engine(candidate, folder, threads)
         log.info("%s: using %s %s, as asked for", folder.name, candidate, opened.where)
     is_network = manifest.interpolation["method"] == NETWORK_METHOD
@@ -140,7 +140,7 @@ def open_bundle(
 def _device_candidate(folder: Path, manifest: Manifest, engine: str, precision: str | None) -> Candidate:
     """The engine of a stream on a device."""
     if engine != AUTO:
-        return Candidate(engine, precision or _measured_precision(manifest, engine))
+        return Candidate(engine, precision or measured_precision(manifest, engine))
     measured = [c for c in _measured(manifest) if c.engine in DEVICE_ENGINES and precision in (None, c.precision)]
     if measured:
         log.info("%s: %s was the fastest measured here that keeps frames on a device", folder.name, measured[0])
@@ -188,7 +188,12 @@ def _measured(manifest: Manifest) -> list[Candidate]:
     return list(dict.fromkeys([chosen, *(Candidate(m.engine, m.precision) for m in accepted)]))
 
 
-def _measured_precision(manifest: Manifest, engine: str) -> str:
+def measured_precision(manifest: Manifest, engine: str) -> str:
+    """The precision in which an engine was measured best for a bundle, else its widest.
+
+    Raises:
+        ConfigError: if there is no engine of this name.
+    """
     default = engine_precisions(engine)[0]
     return next((c.precision for c in _measured(manifest) if c.engine == engine), default)
 

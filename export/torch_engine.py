@@ -177,7 +177,7 @@ class _Network:
         self.form = form_of({name: tuple(x.shape) for name, x in example.items()})
         past = example["history_conditions"].shape[2:]
         deployed = deploy(module, device, precision)
-        self._run: Callable[..., tuple[Tensor, ...]] = torch.compile(deployed) if compiled else deployed
+        self._run: Callable[..., tuple[Tensor, ...]] = torch.compile(deployed, fullgraph=True) if compiled else deployed
         self.history = DeviceHistory(
             (past[0], past[1], past[2]), model.history_length, scale=self.form.scale, device=device
         )

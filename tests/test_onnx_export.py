@@ -20,7 +20,7 @@ from export.engines import (
     check_warp,
     has_fast_bf16,
 )
-from export.onnx_graph import EngineStep, GraphReport, _deployable, compare_rollout, export_step, write_self_test
+from export.onnx_graph import EngineStep, GraphReport, compare_rollout, deployable, export_step, write_self_test
 from fastv2v.contracts import FrameOutput
 from fastv2v.errors import BundleError, ConfigError, ShapeError
 from fastv2v.render import advance
@@ -101,7 +101,7 @@ class TestGraph:
         nn.init.normal_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2)
         part = nn.Sequential(normalise(nn.Conv2d(3, 8, 1)), nn.PixelShuffle(2), norm).eval()
-        folded, x = _deployable(part), torch.rand(1, 3, 4, 4)
+        folded, x = deployable(part), torch.rand(1, 3, 4, 4)
         assert isinstance(folded[2], nn.Identity)
         assert torch.allclose(folded(x), part(x), atol=1e-5)
 

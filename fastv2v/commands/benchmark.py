@@ -1,4 +1,4 @@
-"""``fastv2v benchmark``: teacher and bundle in one run, on frames neither has seen."""
+"""``fastv2v benchmark``: teacher and bundle in one run, on frames neither has seen; or a bundle in several engines."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.cost import step_cost
+from benchmarks.engines import COLUMNS as ENGINE_COLUMNS
+from benchmarks.engines import choose_here, measure_engines, wanted_candidates
 from benchmarks.fps import compare_streams, measure_step, speed_ratio
 from benchmarks.interpolation import interpolation_benchmark
 from benchmarks.quality import MEAN_COLOUR, mean_scores, quality_table, score_rows
 from benchmarks.results import BenchmarkResult, format_table, write_result
-from export.engines import AUTO
+from export.engines import AUTO, parse_engine, this_machine
 from export.runtime import ConditionMap, DeliveredFrame, Stream, filling_threads, open_bundle
 from fastv2v.architecture import Trained, load_trained
 from fastv2v.commands.arguments import parse
@@ -52,15 +54,18 @@ TEACHER, DELIVERED = "teacher", "delivered stream"
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Measure a bundle beside its teacher: arithmetic, speed, quality on held-out frames, interpolation."""
+    """Measure a bundle beside its teacher: arithmetic, speed, quality on held-out frames, interpolation.
 
-    teacher: Path
-    """Run or checkpoint of the teacher."""
+    Without --teacher, --data and --out: its speed in each engine, with latency, GPU memory and power.
+    """
+
     bundle: Path
     """Bundle of the student, NAME.v2v."""
-    data: Path
+    teacher: Path | None = None
+    """Run or checkpoint of the teacher."""
+    data: Path | None = None
     """Data set folder; its held-out part is used."""
-    out: Path
+    out: Path | None = None
     """Folder for results, videos and the page. An earlier benchmark there is replaced as a whole, once this one is
     complete; any other folder that is not empty is refused."""
     suites: tuple[Suite, ...] = ("cost", "fps", "quality", "interpolation")
@@ -71,8 +76,14 @@ class Benchmark:
     """Frames of each held-out sequence."""
     repeats: int = 5
     """Repeats of everything that is timed."""
-    engine: str = AUTO
-    """Engine of the bundle."""
+    engine: tuple[str, ...] = (AUTO,)
+    """Engine of the bundle, NAME or NAME:PRECISION; without a teacher, several of them, and auto for all that may run
+    here."""
+    record: bool = False
+    """Without a teacher: also choose the fastest of the named engines that keeps the quality, and ONNX Runtime, anew on
+    this machine, and write it into the bundle for --engine auto."""
+    frames: int = 65
+    """Without a teacher: length of the streams that are timed."""
     threads: int | None = None
     """CPU threads of teacher, engine, OpenCV and ffmpeg alike; all by default."""
     vmaf: bool = True
@@ -87,6 +98,15 @@ class Benchmark:
             raise ConfigError(
                 f"max_frames must be at least 3 and repeats at least 1, got {self.max_frames} and {self.repeats}"
             )
+        for engine in self.engine:
+            parse_engine(engine)
+        beside = [self.teacher, self.data, self.out]
+        if None in beside and any(beside):
+            raise ConfigError("--teacher, --data and --out go together; leave out all three to compare engines")
+        if not self.engine or (self.teacher is not None and len(self.engine) > 1):
+            raise ConfigError("beside a teacher one engine is measured; leave out --teacher, --data and --out for more")
+        if self.teacher is not None and self.record:
+            raise ConfigError("--record goes without --teacher, --data and --out")
 
 
 @dataclass(frozen=True)
@@ -129,6 +149,7 @@ def run_benchmark(args: Benchmark) -> dict[str, Any]:
     Raises:
         ConfigError: if the output folder holds something else than an earlier benchmark.
     """
+    assert args.out is not None  # Benchmark sees to it
     if args.out.exists() and not (args.out / SOURCES).is_file() and any(args.out.iterdir()):
         raise ConfigError(f"{args.out} is not empty and holds no earlier benchmark; name another folder with --out")
     threads = args.threads or torch.get_num_threads()
@@ -150,10 +171,11 @@ def run_benchmark(args: Benchmark) -> dict[str, Any]:
 
 def _run_suites(args: Benchmark, threads: int, out: Path) -> dict[str, Any]:
     """Run the suites into a fresh folder."""
+    assert args.teacher is not None and args.data is not None  # Benchmark sees to it
     device = open_device(args.device)
     teacher = load_trained(args.teacher)
     teacher.generator.to(device.device)
-    stream = open_bundle(args.bundle, engine=args.engine, threads=threads)
+    stream = open_bundle(args.bundle, engine=args.engine[0], threads=threads)
     size = stream.manifest.size
     folder = open_folder(data_of(teacher.architecture, args.data, "test"))
     check_condition(teacher.architecture, folder, str(args.teacher))
@@ -166,7 +188,7 @@ def _run_suites(args: Benchmark, threads: int, out: Path) -> dict[str, Any]:
         raise ConfigError(f"{args.bundle} makes frames of {size}, {args.teacher} was trained at {clips[0].size}")
     bench = _Bench(args, device, teacher, stream, folder, clips, threads, out)
     measures = {"cost": _cost, "fps": _fps, "quality": _quality, "interpolation": _interpolation}
-    command = {"engine": args.engine, "threads": threads, "repeats": args.repeats, "max_frames": args.max_frames}
+    command = {"engine": args.engine[0], "threads": threads, "repeats": args.repeats, "max_frames": args.max_frames}
     write_json(out / SOURCES, {"runs": [str(run) for run in args.runs], "suites": list(args.suites), **command})
     rows: dict[str, Any] = {}
     settings = {
@@ -366,6 +388,7 @@ def _shortcomings(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 
 def measure_and_show(args: Benchmark) -> Path:
     """Run the suites, print their tables and one JSON object as the last line; returns the page."""
+    assert args.out is not None  # Benchmark sees to it
     rows = run_benchmark(args)
     for suite, of in rows.items():
         print(f"\n{suite}\n{format_table(of, COLUMNS[suite])}")
@@ -380,7 +403,36 @@ def measure_and_show(args: Benchmark) -> Path:
     return page
 
 
+def compare_engines(args: Benchmark) -> int:
+    """Time the bundle in each engine; print a table and one JSON object as the last line.
+
+    Returns:
+        Exit status: 1 where an engine that was named cannot run.
+    """
+    threads = args.threads or this_machine()["cores"]
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(filling_threads(threads))
+    candidates = wanted_candidates(args.bundle, args.engine)
+    rows = measure_engines(args.bundle, candidates, num_frames=args.frames, repeats=args.repeats, threads=args.threads)
+    print(format_table(rows, ENGINE_COLUMNS))
+    if args.record:
+        choice = choose_here(args.bundle, candidates, args.threads)
+        print(f"\nwritten into {args.bundle}: {choice.engine} {choice.precision}, {choice.median_ms:g} ms a keyframe")
+        for m in choice.measurements:
+            print(f"  {m.engine} {m.precision}: {m.reason}")
+    document = {"bundle": str(args.bundle), "machine": dict(this_machine()), "threads": threads, "engines": rows}
+    line = json.dumps(document, default=float)
+    if args.json is not None:
+        write_bytes(args.json, f"{line}\n".encode())
+    print(line)
+    has_failed = any("failed" in row for row in rows)
+    return int(has_failed and AUTO not in args.engine)
+
+
 def main(argv: list[str]) -> int:
-    """``fastv2v benchmark --teacher RUN --bundle NAME.v2v --data DIR --out DIR``."""
-    measure_and_show(parse(Benchmark, "fastv2v benchmark", argv))
+    """``fastv2v benchmark --bundle NAME.v2v [--teacher RUN --data DIR --out DIR]``."""
+    args = parse(Benchmark, "fastv2v benchmark", argv)
+    if args.teacher is None:
+        return compare_engines(args)
+    measure_and_show(args)
     return 0

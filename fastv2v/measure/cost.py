@@ -38,6 +38,8 @@ class ModuleCost:
     """The same under the output-position convention."""
     parameters: int
     """Weights and biases of this layer."""
+    values: int
+    """Numbers in its inputs and outputs, over all calls: what has to pass through memory beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,11 @@ def count_macs(call: Callable[[], Any], module: nn.Module) -> Cost:
     Raises:
         ConfigError: if no convolution or linear layer of the module ran.
     """
-    calls: dict[nn.Module, list[tuple[int, int]]] = {}
+    calls: dict[nn.Module, list[tuple[int, int, int]]] = {}
 
     def note(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        calls.setdefault(layer, []).append(_macs(layer, inputs[0], output))
+        passing = inputs[0].numel() + output.numel()
+        calls.setdefault(layer, []).append((*_macs(layer, inputs[0], output), passing))
 
     names: dict[nn.Module, str] = {layer: name for name, layer in module.named_modules() if isinstance(layer, _COUNTED)}
     hooks = [layer.register_forward_hook(note) for layer in names]
@@ -91,12 +94,13 @@ def count_macs(call: Callable[[], Any], module: nn.Module) -> Cost:
         ModuleCost(
             names[layer],
             type(layer).__name__,
-            len(macs),
-            sum(true for true, _ in macs),
-            sum(by_output for _, by_output in macs),
+            len(counted),
+            sum(true for true, _, _ in counted),
+            sum(by_output for _, by_output, _ in counted),
             sum(p.numel() for p in layer.parameters()),
+            sum(passing for _, _, passing in counted),
         )
-        for layer, macs in calls.items()
+        for layer, counted in calls.items()
     )
     return Cost(
         sum(row.true_macs for row in table),
