@@ -45,6 +45,7 @@ setup(
         "raft": ["torchvision>=0.24"],
         "tensorrt": ["tensorrt-cu13>=10.13.2"],
         "tensorrt-cu12": ["tensorrt-cu12>=10.3"],
+        "world": ["pycolmap>=4.0,<5"],
         "test": ["hypothesis", "lmdb>=1.4", "mypy", "pytest", "ruff", "scikit-image>=0.25"],
     },
 )

@@ -39,6 +39,7 @@ COMMANDS = {
     "world": Verb("write the procedural street world as a data set", "fastv2v.commands.world:main"),
     "prepare": Verb("make a data set from a plain video", "fastv2v.commands.prepare:main"),
     "show": Verb("draw a data set and its conditions on one sheet", "fastv2v.commands.show:main"),
+    "unproject": Verb("find which point of the world each pixel shows", "fastv2v.commands.unproject:main"),
     "pack": Verb("put a data set into one LMDB database", "fastv2v.commands.pack:main"),
     "train-teacher": Verb("train a full-time teacher", "fastv2v.commands.train:main_teacher"),
     "train-first": Verb("train a generator for the first frames", "fastv2v.commands.train:main_first"),
