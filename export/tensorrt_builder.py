@@ -144,7 +144,8 @@ def build_engine(
     attempts: list[Attempt] = []
     for warp in warps if warps_of(load_graph(folder / STEP_GRAPH)) else warps[:1]:
         try:
-            engine = attempt.build(warp)
+            with used.on():  # TensorRT builds for the current device
+                engine = attempt.build(warp)
             parity = compare_engines(engine, reference, clip.conditions, manifest.history_length)
             parity.require(config.least_parity_db, "beside ONNX Runtime")
         except BuildCancelledError:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.bundle import STEP_GRAPH
+from export.bundle import STEP_GRAPH, load_manifest
 from export.device_step import Array, DeviceHistory, DeviceInputs, TensorCondition, check_device_warp, upload_to
 from export.engines import STEP_INPUTS, GraphEngine, check_warp
 from export.inputs import ConditionForm, StepCondition, form_of
@@ -69,14 +69,19 @@ class LoadedPlan:
 
     def __init__(self, plan: bytes, runner: Runner, *, where: str, host_code: bool = False) -> None:
         version = require_tensorrt()
-        import tensorrt as trt
-
         self.where, self._runner, self._log = where, runner, Log()
         written = plan_version(plan)
         if written is not None and written != version_numbers(version) and not host_code:
             raise BundleError(
                 f"{where} was written by TensorRT {'.'.join(map(str, written))} and this is {version}; build it anew"
             )
+        with runner.on():  # TensorRT takes the current device
+            self._load(plan, version, written, host_code=host_code)
+
+    def _load(self, plan: bytes, version: str, written: tuple[int, int, int] | None, *, host_code: bool) -> None:
+        import tensorrt as trt
+
+        where = self.where
         self._runtime: trt.Runtime = self._log.made(trt.Runtime)
         self._runtime.engine_host_code_allowed = host_code
         engine = self._runtime.deserialize_cuda_engine(plan)
@@ -248,6 +253,8 @@ class OpenedPlan(NamedTuple):
     path: Path
     finish: OutsideWarp | None
     """What follows the plan, where that ends before the warp."""
+    is_guided: bool
+    """Whether a painted world is part of the condition; what is kept of it goes without."""
 
 
 def open_plan(folder: Path, precision: str | None, runner: Runner | None) -> OpenedPlan:
@@ -260,7 +267,8 @@ def open_plan(folder: Path, precision: str | None, runner: Runner | None) -> Ope
     require_tensorrt()
     used = runner if runner is not None else CudaRunner()
     site = describe_site(used)
-    place, record = find_engine(folder, site, precision)
+    manifest = load_manifest(folder)
+    place, record = find_engine(folder, site, precision, manifest=manifest)
     if site.gpu.driver != record.site.gpu.driver:
         log.warning("%s was built under driver %s and this is %s", place, record.site.gpu.driver, site.gpu.driver)
 
@@ -273,7 +281,8 @@ def open_plan(folder: Path, precision: str | None, runner: Runner | None) -> Ope
         finish = warp_outside(folder / STEP_GRAPH, used, record.config.precision)
     else:
         check_warp(PlanEngine(load(SELF_TEST_PLAN), used, record.config.precision, place / SELF_TEST_PLAN))
-    return OpenedPlan(load(STEP_PLAN), used, record, place / STEP_PLAN, finish)
+    is_guided = manifest.condition.guidance_levels > 0
+    return OpenedPlan(load(STEP_PLAN), used, record, place / STEP_PLAN, finish, is_guided)
 
 
 def warp_outside(step: Path, runner: Runner, precision: str) -> OutsideWarp:
@@ -314,14 +323,15 @@ class TensorRTStep:
     def __init__(
         self, folder: Path, precision: str | None = None, *, runner: Runner | None = None, record: bool = True
     ) -> None:
-        self._plan, self._runner, self.record, path, self._finish = open_plan(Path(folder), precision, runner)
+        opened = open_plan(Path(folder), precision, runner)
+        self._plan, self._runner, self.record, path, self._finish, is_guided = opened
         self.precision, self.device = str(self.record.config.precision), self._runner.device
         self.form: ConditionForm = form_of(self._plan.shapes)
         """How it wants conditions."""
         missing = [name for name in STEP_INPUTS[1:3] if name not in self._plan.shapes]
         if missing or (self._finish is None and "frame" not in self._plan.outputs):
             raise BundleError(f"{path} is not a step: it lacks {', '.join(missing) or 'the output frame'}")
-        self._inputs, self._history = _buffers(self._plan, self.form, self.device)
+        self._inputs, self._history = _buffers(self._plan, self.form, self.device, shared=not is_guided)
         past = zip(STEP_INPUTS[1:], (self._history.conditions, self._history.frames, self._history.valid), strict=True)
         for name, tensor in {**self._inputs.tensors, **dict(past)}.items():
             if name in self._plan.shapes:
@@ -371,16 +381,18 @@ def open_step(folder: Path, precision: str, device: torch.device) -> TensorRTSte
     return TensorRTStep(folder, precision, runner=CudaRunner(device))
 
 
-def _buffers(plan: LoadedPlan, form: ConditionForm, device: torch.device) -> tuple[DeviceInputs, DeviceHistory]:
-    """Inputs and history of a plan's shapes."""
+def _buffers(
+    plan: LoadedPlan, form: ConditionForm, device: torch.device, *, shared: bool
+) -> tuple[DeviceInputs, DeviceHistory]:
+    """Inputs and history of a plan's shapes; ``shared`` where what is kept of a condition may be an input itself."""
     past_shape = plan.shapes["history_conditions"]
     present = {name: shape for name, shape in plan.shapes.items() if name not in STEP_INPUTS[1:]}
     arrays: dict[str, NDArray[Any]] = {
         name: np.zeros(shape, np.float32 if plan.tensors[name].is_floating_point() else np.int32)
         for name, shape in present.items()
     }
-    # Mostly what is kept of a condition is an input itself.
-    same = [x for name, x in arrays.items() if name in ("coarse", "condition") and x.shape[1:] == past_shape[2:]]
+    kept = ("coarse", "condition") if shared else ()
+    same = [x for name, x in arrays.items() if name in kept and x.shape[1:] == past_shape[2:]]
     past = same[0][0] if same else np.zeros(past_shape[2:], np.float32)
     history = DeviceHistory(
         (past_shape[2], past_shape[3], past_shape[4]), past_shape[1], scale=form.scale, device=device

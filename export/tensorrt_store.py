@@ -246,13 +246,16 @@ def how_to_build(folder: Path) -> str:
     return f"build one here: fastv2v export --bundle {folder} --engine tensorrt"
 
 
-def find_engine(folder: Path, here: Site, precision: str | None = None) -> tuple[Path, EngineRecord]:
+def find_engine(
+    folder: Path, here: Site, precision: str | None = None, *, manifest: Manifest | None = None
+) -> tuple[Path, EngineRecord]:
     """The engine of a bundle that fits this machine.
 
     Args:
-        folder: the bundle; it is checked first.
+        folder: the bundle.
         here: this machine.
         precision: number format; None takes the first there is of f16, bf16, f32 and int8.
+        manifest: as ``load_manifest`` gave it; None checks the bundle first.
 
     Returns:
         Its folder and record.
@@ -260,7 +263,7 @@ def find_engine(folder: Path, here: Site, precision: str | None = None) -> tuple
     Raises:
         BundleError: if the bundle is damaged, or no engine fits, with the reason for each it has.
     """
-    manifest = load_manifest(folder)
+    manifest = manifest or load_manifest(folder)
     graph = manifest.files[STEP_GRAPH]
     engines = list_engines(folder, manifest)
     refused = []

@@ -4,7 +4,7 @@ Names and parameters are the real ones (tests/test_tensorrt_bindings.py compares
 fails gives None or False and writes to the logger, enums are not Python's, shapes are ``Dims``, an attribute that does
 not exist raises. Buffers are read and written at their addresses, so what is bound to the wrong place shows.
 
-``World`` holds what a test may change: the GPU, and faults to play.
+``World`` holds what a test may change: the GPU, and faults to play. ``FakeRunner`` stands in for the GPU itself.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from __future__ import annotations
 import ctypes
 import json
 import types
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+
+from export.tensorrt_store import Gpu
 
 VERSIONS = {10: "10.16.1.11", 11: "11.4.0.106"}
 
@@ -55,6 +59,8 @@ class World:
     ``deserialize``, ``context``, ``enqueue``, ``capture``, ``address``."""
     calls: list[str] = field(default_factory=list)
     is_capturing: bool = False
+    current: int = 0
+    """How often the device has been made the current one and not been left."""
     builds: list[dict[str, Any]] = field(default_factory=list)
     """Settings of every build."""
 
@@ -113,6 +119,55 @@ class IHostMemory:
 
 def _header(version: str) -> bytes:
     return b"ftrt" + bytes(20) + bytes(min(int(part), 255) for part in version.split("."))
+
+
+class FakeRunner:
+    """A GPU that is the processor: its graphs do their work again when replayed."""
+
+    device = torch.device("cpu")
+    alignment = 8
+    handle = 7
+
+    def __init__(self, world: World, capability: tuple[int, int] = (8, 6)) -> None:
+        self.world, self.capability, self.driver = world, capability, "580.1"
+        self.replays = 0
+
+    @contextmanager
+    def on(self):
+        self.world.current += 1
+        try:
+            yield
+        finally:
+            self.world.current -= 1
+
+    def capture(self, work):
+        self.world.is_capturing = True
+        try:
+            with self.on():
+                work()
+        except RuntimeError:
+            return None
+        finally:
+            self.world.is_capturing = False
+
+        def replay():
+            self.replays += 1
+            work()
+
+        return replay
+
+    def wait(self):
+        pass
+
+    def describe(self) -> Gpu:
+        return Gpu(
+            name=self.world.gpu,
+            capability=self.capability,
+            memory_bytes=8 << 30,
+            multiprocessors=30,
+            cuda="13.0",
+            driver=self.driver,
+        )
 
 
 def make(edition: int, world: World) -> types.ModuleType:
@@ -424,7 +479,7 @@ def make(edition: int, world: World) -> types.ModuleType:
             return [name for name, shape in self._shapes.items() if -1 in shape]
 
         def execute_async_v3(self, stream_handle):
-            assert stream_handle, "the default stream"
+            assert stream_handle and world.current, "the default stream, or another's device"
             fault = "capture" if world.is_capturing else "enqueue"
             if fault in world.faults:
                 self._logger.log(ILogger.ERROR, f"Error Code 1: Cuda Runtime ({fault})")
@@ -510,6 +565,7 @@ def make(edition: int, world: World) -> types.ModuleType:
             if reason is not None:
                 self._logger.log(ILogger.ERROR, reason)
                 return None
+            assert world.current, "a plan is loaded onto whatever device is the current one"
             world.calls.append("deserialized")
             return ICudaEngine(about, content[32 + size :], self._logger)
 

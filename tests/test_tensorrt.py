@@ -5,14 +5,13 @@ import json
 import logging
 import shutil
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from fake_tensorrt import VERSIONS, World, make
+from fake_tensorrt import VERSIONS, FakeRunner, World, make
 from onnx import TensorProto, helper
 from tiny_step import TinyStep, random_conditions
 
@@ -41,7 +40,6 @@ from export.tensorrt_store import (
     STEP_PLAN,
     TIMING_CACHE,
     EngineRecord,
-    Gpu,
     find_engine,
     list_engines,
     misfit,
@@ -58,50 +56,6 @@ from fastv2v.render import rollout, start_history
 SIZE = (16, 24)
 SPEC = ConditionSpec(class_names=("road", "car", "tree", "sky"))
 F32 = TensorRTConfig(precision="f32")
-
-
-class FakeRunner:
-    """A GPU that is the processor: its graphs do their work again when replayed."""
-
-    device = torch.device("cpu")
-    alignment = 8
-    handle = 7
-
-    def __init__(self, world: World, capability: tuple[int, int] = (8, 6)) -> None:
-        self.world, self.capability, self.driver = world, capability, "580.1"
-        self.replays = 0
-
-    @contextmanager
-    def on(self):
-        yield
-
-    def capture(self, work):
-        self.world.is_capturing = True
-        try:
-            work()
-        except RuntimeError:
-            return None
-        finally:
-            self.world.is_capturing = False
-
-        def replay():
-            self.replays += 1
-            work()
-
-        return replay
-
-    def wait(self):
-        pass
-
-    def describe(self) -> Gpu:
-        return Gpu(
-            name=self.world.gpu,
-            capability=self.capability,
-            memory_bytes=8 << 30,
-            multiprocessors=30,
-            cuda="13.0",
-            driver=self.driver,
-        )
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
 """Guided students as graphs, and streams that paint their world beside them."""
 
+import shutil
+import sys
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from fake_tensorrt import FakeRunner, World, make
 from tiny_bundle import FakeEngine, manifest
 
 from export.bundle import load_manifest, write_bundle
@@ -18,6 +21,8 @@ from export.onnx_graph import compare_rollout, export_step, write_self_test
 from export.quantize import calibration_feeds
 from export.runtime import ConditionMap, Stream
 from export.sources import folder_conditions
+from export.tensorrt_builder import ParityClip, TensorRTConfig, build_engine
+from export.tensorrt_engine import TensorRTStep
 from export.torch_engine import TorchEngine, TorchStep
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
 from fastv2v.data.unprojection import MAX_POINTS, write_unprojection
@@ -204,3 +209,27 @@ def test_streams_on_a_device_say_that_they_do_not_paint(exported):
     step = TorchStep(model, SIZE, SPEC, device=torch.device("cpu"))
     with pytest.raises(BundleError, match="painted, which is kept on the host; stream it without --device"):
         DeviceStream(step, load_manifest(bundle))
+
+
+def test_a_tensorrt_step_keeps_conditions_without_guidance(exported, tmp_path, monkeypatch):
+    _, bundle = exported
+    folder = shutil.copytree(bundle, tmp_path / bundle.name)
+    world = World()
+    monkeypatch.setitem(sys.modules, "tensorrt", make(11, world))
+    _, encoded, points = video(5)
+    record = build_engine(
+        folder, ParityClip(encoded.numpy(), "video"), TensorRTConfig(precision="f32"), runner=FakeRunner(world)
+    )
+    assert record.parity_psnr_db is None
+    step = TensorRTStep(folder, runner=FakeRunner(world))
+    given = [from_encoded(step.form, x) for x in encoded.numpy()]
+    beside = ArrayHistory(given[0].past, 2, scale=step.form.scale)
+    step.start(given[0])
+    frames = []
+    for t, condition in enumerate(given):
+        ids = [level[t].numpy() for level in points]
+        guided = beside.guided(condition, ids)
+        frames.append(step.step(guided)[0].numpy().copy())
+        beside.advance(guided.past, frames[-1], ids)
+    wanted = roll_out(engine_of(folder), encoded.numpy(), 2, points=[x.numpy() for x in points])
+    np.testing.assert_allclose(frames, list(wanted), atol=1e-5)
