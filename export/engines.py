@@ -10,7 +10,8 @@ import functools
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -567,13 +568,24 @@ def open_named_engine(candidate: Candidate, folder: Path, threads: int | None = 
     Raises:
         BundleError, ConfigError, MissingExtraError: as ``open_tested_engine``.
     """
-    try:
+    with offering_the_cpu(candidate.engine):
         return open_tested_engine(candidate, folder, threads)
+
+
+@contextmanager
+def offering_the_cpu(engine: str) -> Iterator[None]:
+    """Within: where an engine of GPUs cannot run, the error also says which engine of the CPU can.
+
+    Args:
+        engine: its name.
+    """
+    try:
+        yield
     except (BundleError, MissingExtraError) as error:
-        others = [name for name in reversed(available_engines()) if name != candidate.engine]
-        if candidate.engine in ENGINES or not others:
+        others = available_engines()
+        if engine in ENGINES or not others:
             raise
-        raise type(error)(f"{error}; meanwhile --engine {others[0]} runs here, on the CPU") from error
+        raise type(error)(f"{error}; meanwhile --engine {others[-1]} runs here, on the CPU") from error
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from export.engines import (
     Candidate,
     OpenedEngine,
     engine_precisions,
+    offering_the_cpu,
     open_device_step,
     open_named_engine,
     open_tested_engine,
@@ -166,7 +167,8 @@ def _open_on_device(
         raise MissingExtraError("streams on a device need torch: pip install torch") from error
     device = named_device(name)
     raft = None if raft_weights is None else RAFTFlow.torchvision("small", raft_weights, device)
-    step = open_device_step(candidate, folder, device)
+    with offering_the_cpu(candidate.engine):
+        step = open_device_step(candidate, folder, device)
     return DeviceStream(step, manifest, estimator=raft, **options)
 
 

@@ -27,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from export.bundle import MANIFEST, TORCH_ARCHITECTURE, TORCH_WEIGHTS, load_manifest
 from export.device_step import DeviceHistory, DeviceInputs, TensorCondition, check_device_warp, upload_to
-from export.engines import Array
+from export.engines import Array, this_machine
 from export.inputs import ConditionForm, StepCondition, average, form_of, from_encoded
 from export.onnx_graph import step_module
 from fastv2v.architecture import Architecture
@@ -62,16 +62,19 @@ class Replay:
         if not graph:
             work()  # what is compiled or chosen on first use is then done
             return
-        # Recording wants a stream of its own, on which everything has been allocated before.
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP_STEPS):
+        with torch.cuda.device(device):
+            # Recording wants a stream of its own, on which everything has been allocated before.
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP_STEPS):
+                    work()
+            torch.cuda.current_stream(device).wait_stream(side)
+            recorded = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(recorded):
                 work()
-        torch.cuda.current_stream(device).wait_stream(side)
-        recorded = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recorded):
-            work()
+            # Whoever replays it may do so on another stream, which does not wait for this one.
+            torch.cuda.synchronize(device)
         self._graph = recorded
 
     def __call__(self) -> None:
@@ -328,7 +331,7 @@ def _opened(
     if cuda_graph and not is_cuda:
         raise ConfigError(f"a CUDA graph needs a CUDA GPU and this is {device.type}; leave it out")
     check_device_warp(_sample, who, device)
-    before = torch.cuda.memory_reserved(device) if is_cuda else 0
+    before = _held_bytes(device)
     try:
         network = _Network(model, size, spec, device, engine.precision, compiled=compiled)
         work = network.draw_and_advance if advance else network.draw
@@ -340,7 +343,17 @@ def _opened(
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BundleError(f"{who} cannot run this step on {device_name(device)}: {reason}") from error
-    return network, replay, torch.cuda.memory_reserved(device) - before if is_cuda else None
+    if is_cuda:
+        torch.cuda.synchronize(device)
+    held = [after - earlier for after, earlier in zip(_held_bytes(device), before, strict=True)]
+    return network, replay, max(held, default=None)
+
+
+def _held_bytes(device: torch.device) -> list[int]:
+    """Memory that torch has on a CUDA GPU: all of it, and what is in use; what a graph needs is only in the first."""
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)]
 
 
 def _sample(image: Tensor, grid: Tensor) -> Tensor:
@@ -428,8 +441,12 @@ def open_compiled(folder: Path, precision: str, threads: int | None = None) -> T
 def _open(folder: Path, precision: str, threads: int | None, *, compiled: bool) -> TorchEngine:
     device = usable_device()
     if device.type == "cpu":
-        why = "this torch was built without CUDA" if torch.version.cuda is None else "the driver shows none"
-        log.warning("torch finds no GPU here (%s) and runs on the CPU; the engines made for it are faster", why)
+        why = (
+            "this torch was built without CUDA" if torch.version.cuda is None else "its driver does not suit this torch"
+        )
+        if gpu := this_machine()["gpu"]:
+            raise BundleError(f"torch cannot use the {gpu} here ({why}): install torch for its driver, see pytorch.org")
+        log.warning("there is no GPU here and torch runs on the CPU; the engines made for it are faster")
         if threads is not None:
             torch.set_num_threads(threads)
     return TorchEngine(*load_student(folder), device=device, precision=precision, compiled=compiled)

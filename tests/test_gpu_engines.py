@@ -25,7 +25,7 @@ from export.engines import (
     open_tested_engine,
     parse_engine,
 )
-from export.onnxruntime_gpu import CudaProviderEngine, ProviderEngine, TensorRTProviderEngine
+from export.onnxruntime_gpu import CudaProviderEngine, ProviderEngine, TensorRTProviderEngine, check_step
 from export.runtime import open_bundle
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError
 
@@ -181,6 +181,17 @@ class TestBuffers:
             assert np.array_equal(made, plain.infer(feeds)["frame"])
             kept.append((made, made.copy()))
         assert all(np.array_equal(a, b) for a, b in kept)  # the caller's to keep
+
+    def test_an_engine_that_draws_something_else_is_refused(self, bundle, monkeypatch):
+        engine = OnTheCpu(bundle / "step.onnx", 1)
+        check_step(engine)
+        infer = OnTheCpu.infer
+        for wrong in (0.1, np.nan):
+            monkeypatch.setattr(
+                OnTheCpu, "infer", lambda self, feeds, w=wrong: {"frame": infer(self, feeds)["frame"] + w}
+            )
+            with pytest.raises(BundleError, match="onnxruntime-cpu f32 draws other frames than ONNX Runtime"):
+                check_step(engine)
 
     def test_options_are_spelt_as_the_providers_do(self, bundle, monkeypatch):
         monkeypatch.setattr("export.onnxruntime_gpu._runtime", lambda *_: None)

@@ -16,7 +16,16 @@ from export.choose import roll_out
 from export.engines import Candidate, open_tested_engine
 from export.inputs import encode_for
 from export.runtime import open_bundle
-from export.torch_engine import DTYPES, Replay, TorchEngine, TorchStep, deploy, load_student, open_torch_step
+from export.torch_engine import (
+    DTYPES,
+    Replay,
+    TorchEngine,
+    TorchStep,
+    deploy,
+    load_student,
+    open_torch,
+    open_torch_step,
+)
 from fastv2v.architecture import Architecture
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
 from fastv2v.data.folder import FolderConfig
@@ -134,6 +143,13 @@ def test_what_cannot_be_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr("export.torch_engine.deploy", broken)
     with pytest.raises(BundleError, match=r"torch f32 cannot run this step on the CPU: no C\+\+ compiler$"):
         TorchStep(model, SIZE, SPEC, device=CPU)
+
+
+def test_a_gpu_that_torch_cannot_use_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr("export.torch_engine.usable_device", lambda: CPU)
+    monkeypatch.setattr("export.torch_engine.this_machine", lambda: {"gpu": "Abacus 9000"})
+    with pytest.raises(BundleError, match=r"torch cannot use the Abacus 9000 here .*pytorch.org"):
+        open_torch(tmp_path, "f32")
 
 
 ARCHITECTURE = Architecture(
