@@ -61,7 +61,7 @@ def moving_conditions(spec: ConditionSpec, size: tuple[int, int], num_frames: in
         values = rng.uniform(-1, 1, (spec.map_channels, *_BLOCKS)).astype(np.float32)[:, rows][:, :, columns]
         return [ConditionMap(maps=values[..., s : s + width].copy()) for s in shifts]
     classes = rng.integers(0, spec.num_classes, _BLOCKS).astype(np.uint16 if spec.num_classes > 256 else np.uint8)
-    labels: NDArray[np.integer[Any]] = classes[rows][:, columns]
+    labels: NDArray[Any] = classes[rows][:, columns]
     return [
         ConditionMap(
             labels=labels[:, s : s + width].copy(),
