@@ -128,7 +128,8 @@ class _Exchanged:
         return {**self._engine.run(*inputs), "frame": next(self._turn)}
 
 
-def _student(name: str, channels: int) -> torch.nn.Module:
+def untrained_student(name: str, channels: int) -> torch.nn.Module:
+    """A student of this name with its first weights, in evaluation mode; the published one paints cars anew."""
     torch.manual_seed(0)
     foreground = (26,) if name == "published" else ()  # cars, as in the street recipe
     return build_generator(STUDENTS[name](), channels, foreground).eval()
@@ -136,7 +137,7 @@ def _student(name: str, channels: int) -> torch.nn.Module:
 
 def student_bundle(name: str, drive: Drive, gap: int, folder: Path) -> float:
     """Export an untrained student; its GMACs a keyframe."""
-    model = _student(name, drive.spec.channels)
+    model = untrained_student(name, drive.spec.channels)
     cost = step_cost(model, drive.spec.channels, drive.size, keyframe_fraction=1 / gap)  # type: ignore[arg-type]
     details = BundleDetails(
         task="street",
@@ -253,7 +254,7 @@ def published_pipeline(
 
 def published_student(channels: int) -> StepModel:
     """Fast-Vid2Vid's student, untrained."""
-    model: StepModel = _student("published", channels)  # type: ignore[assignment]
+    model: StepModel = untrained_student("published", channels)  # type: ignore[assignment]
     return model
 
 
