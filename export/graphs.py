@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from functools import cached_property
@@ -21,6 +22,8 @@ TYPE_NAMES = {
     12: "u32", 13: "u64", 16: "bf16", 17: "f8", 19: "f8", 21: "u4", 22: "i4",
 }  # fmt: skip
 """Short names of ONNX's element types."""
+_SMALL = 256
+"""Constants of more numbers are weights; those of fewer may be shapes."""
 
 
 def load_graph(path: str | os.PathLike[str]) -> ModelProto:
@@ -102,7 +105,7 @@ class GraphView:
         from onnx import shape_inference
 
         try:
-            graph = shape_inference.infer_shapes(model).graph
+            graph = shape_inference.infer_shapes(_without_weights(model)).graph
         except shape_inference.InferenceError as error:
             raise BundleError(f"the graph's types and shapes cannot be inferred: {str(error).strip()}") from error
         self.nodes: list[NodeProto] = list(model.graph.node)
@@ -149,6 +152,22 @@ class GraphView:
             return None
         value = attribute(node, "value")
         return None if value is None else np.asarray(numpy_helper.to_array(value))
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    """The same graph with large constants as inputs: inference needs their types and shapes only, and copies all."""
+    from onnx import helper
+
+    large = [x for x in model.graph.initializer if math.prod(x.dims) > _SMALL]
+    graph = helper.make_graph(
+        model.graph.node,
+        model.graph.name or "graph",
+        [*model.graph.input, *(helper.make_tensor_value_info(x.name, x.data_type, x.dims) for x in large)],
+        model.graph.output,
+        [x for x in model.graph.initializer if math.prod(x.dims) <= _SMALL],
+        value_info=model.graph.value_info,
+    )
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
 def free_name(model: ModelProto, wanted: str) -> str:
