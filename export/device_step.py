@@ -214,6 +214,9 @@ class PinnedUpload(CopyUpload):
 
     def __call__(self, pairs: list[tuple[NDArray[Any] | Tensor, Tensor]]) -> None:
         """Copy each source into its buffer; arrays may be changed as soon as this returns."""
+        if all(isinstance(source, Tensor) for source, _ in pairs):
+            super().__call__(pairs)
+            return
         self._copied.synchronize()  # the staging memory is still being read until then
         for source, buffer in pairs:
             if isinstance(source, Tensor):

@@ -1,13 +1,27 @@
 """Streams on a device beside the ordinary one; the way to a GPU is played by one that is late."""
 
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from device_steps import TinyArrayStep, TinyDeviceStep
 from pictures import psnr_db
-from tiny_bundle import SIZE, label_maps, manifest
+from tiny_bundle import SIZE, SPEC, label_maps, manifest
 
-from export.device_stream import DeviceFiller, DeviceStream, HostFerry, blend_between, named_device
+from export.device_step import encode_on_device
+from export.device_stream import (
+    CudaFerry,
+    DeviceFiller,
+    DeviceStream,
+    HostFerry,
+    _between,
+    _Gap,
+    blend_between,
+    named_device,
+)
+from export.inputs import ConditionForm
 from export.stream import Stream, StreamError
 from fastv2v.errors import BundleError, ConfigError, DataError
 from interpolate.fill import fill
@@ -241,3 +255,113 @@ class TestFiller:
         filler.push(0, frame, labels[:1])
         filler.push(2, frame, labels)
         assert np.array_equal(asked[-1][0], np.stack(labels))
+
+
+@pytest.mark.parametrize("method", ["dis", "blend"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_filling_asks_the_gpu_nothing_and_stays_on_it(method, guided, monkeypatch):
+    """Tensors without values stand for those of a GPU: to ask for one, or to mix in one of the CPU, is an error."""
+    device = torch.device("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it knows no such device
+    with torch.no_grad():
+        between = _between(manifest(interpolation={"method": method}), None)
+        labels = torch.zeros(1, 5, 64, 96, dtype=torch.int32, device=device) if guided else None
+        ends = [torch.zeros(1, 3, 64, 96, device=device) for _ in range(2)]
+        gap = _Gap(*ends, 3, labels, between)
+        gap.fill()
+        encoded = encode_on_device(
+            ConditionForm(scale=4, labels=True, edges=True),
+            replace(SPEC, use_instances=True),
+            torch.zeros(64, 96, dtype=torch.uint8, device=device),
+            torch.zeros(64, 96, dtype=torch.int32, device=device),
+        )
+        assert {x.device.type for x in (gap.packed, gap.rounded, encoded.past, *encoded.inputs.values())} == {"meta"}
+
+
+class TestCudaFerry:
+    """The order of its calls, with streams and events that only note them; the same for real where there is a GPU."""
+
+    @pytest.fixture
+    def noted(self, monkeypatch):
+        """What is asked of CUDA, in order."""
+        calls = []
+
+        class Stream:
+            def __init__(self, device):
+                self.name = f"stream {sum(call.startswith('new') for call in calls)}"
+                calls.append(f"new {self.name}")
+
+            def wait_stream(self, other):
+                calls.append(f"{self.name} waits for {other.name}")
+
+            def synchronize(self):
+                calls.append(f"wait for {self.name}")
+
+        class Event:
+            def record(self, stream):
+                calls.append(f"event on {stream.name}")
+
+            def query(self):
+                return False
+
+            def synchronize(self):
+                calls.append("wait for event")
+
+        current = []
+
+        @contextlib.contextmanager
+        def stream(wanted):
+            current.append(wanted)
+            yield
+            current.pop()
+
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "stream", stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, s: calls.append(f"memory used on {s.name}"))
+        empty = torch.empty
+
+        def pinned(length, *, dtype, pin_memory):
+            assert pin_memory
+            calls.append(f"pin {length}")
+            return empty(length, dtype=dtype)
+
+        monkeypatch.setattr(torch, "empty", pinned)
+        return calls
+
+    def test_bytes_go_down_on_a_stream_of_their_own_after_the_work(self, noted):
+        ferry = CudaFerry(torch.device("cuda"))
+        data = torch.arange(5, dtype=torch.uint8)
+        with ferry.working():
+            arrival = ferry.down(data)
+        data.zero_()  # as the next gap would
+        assert not arrival.is_here()
+        assert arrival.take().tolist() == [0, 1, 2, 3, 4]
+        assert noted == [
+            "new stream 0", "new stream 1", "stream 1 waits for stream 0", "pin 5", "event on stream 1",
+            "memory used on stream 1", "wait for event",
+        ]  # fmt: skip
+
+    def test_pinned_memory_is_used_again_once_it_was_taken(self, noted):
+        ferry = CudaFerry(torch.device("cuda"))
+        data = torch.arange(6, dtype=torch.uint8)
+        with ferry.working():
+            first, second = ferry.down(data), ferry.down(data[:4])
+            taken = first.take()
+            third = ferry.down(data[3:])
+        assert [call for call in noted if call.startswith("pin")] == ["pin 6", "pin 4"]
+        assert (taken.tolist(), second.take().tolist(), third.take().tolist()) == (
+            [0, 1, 2, 3, 4, 5], [0, 1, 2, 3], [3, 4, 5]
+        )  # fmt: skip
+        ferry.wait()
+        assert noted[-2:] == ["wait for stream 0", "wait for stream 1"]
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
+    def test_on_a_gpu_everything_arrives_as_it_was(self):
+        device = torch.device("cuda")
+        ferry = CudaFerry(device)
+        sent = [np.random.default_rng(k).integers(0, 256, 1 << 20, dtype=np.uint8) for k in range(4)]
+        with ferry.working():
+            arrivals = [ferry.down(ferry.up(x)) for x in sent]
+        assert all(np.array_equal(arrival.take(), x) for arrival, x in zip(arrivals, sent, strict=True))

@@ -41,6 +41,7 @@ SPEC = ConditionSpec(class_names=("road", "car", "sky"), use_instances=True)
 SLIM = SlimConfig(widths=(8, 12), depths=(1, 1), up_depths=(1,), refine_width=4)
 COMPOSITE = CompositeConfig(width=4, num_downsamples=2, num_blocks=2, norm="batch", input_scale=2)
 CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
 
 
 def generator(config, seed: int = 0):
@@ -210,12 +211,13 @@ class TestBundle:
         for other in streams[1:]:
             assert max(np.abs(a.astype(int) - b).max() for a, b in zip(streams[0], other, strict=True)) <= 1
 
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
     @pytest.mark.parametrize("engine", ["auto", "torch", "torch:f32"])
-    def test_a_stream_on_a_device_gives_the_same_keyframes(self, bundle, engine):
+    def test_a_stream_on_a_device_gives_the_same_keyframes(self, bundle, engine, device):
         conditions = [(x, x) for x in drawn(9)]
         with open_bundle(bundle[0], engine="onnxruntime", threads=1) as stream:
             wanted = list(stream.frames(conditions))
-        with open_bundle(bundle[0], engine=engine, device="cpu") as stream:
+        with open_bundle(bundle[0], engine=engine, device=device) as stream:
             assert stream.engine_name == "torch f32"
             made = list(stream.frames(conditions))
         assert [d.is_keyframe for d in made] == [d.is_keyframe for d in wanted]
