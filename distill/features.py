@@ -17,6 +17,7 @@ from fastv2v.nn.composite import CompositeGenerator
 from fastv2v.nn.generators import VideoGenerator
 from fastv2v.nn.norms import batch_statistics
 from fastv2v.nn.slim import SlimGenerator
+from fastv2v.nn.spade import SpadeGenerator
 from fastv2v.render import start_history
 
 Maps = dict[str, Tensor]
@@ -42,6 +43,8 @@ def tap_points(generator: VideoGenerator) -> dict[str, nn.Module]:
         case CoarseToFineGenerator():
             finest: Any = generator.local[-1]
             return {**tap_points(generator.coarse), "decoder": finest.image_head}
+        case SpadeGenerator():
+            return {"bottom": generator.up[-1], "decoder": generator.image_head}
         case CompositeGenerator():
             up: Any = generator.image_decoder[1]
             return {"bottom": up[0], "decoder": generator.image_head}

@@ -385,7 +385,12 @@ def first_world() -> FirstRecipe:
 def first_world_small() -> FirstRecipe:
     """A small SPADE generator of first frames for world-small."""
     small = SpadeImageConfig(
-        finest_width=8, max_width=64, doublings=4, label=ModulationConfig(hidden=16), norm="instance"
+        finest_width=8,
+        max_width=64,
+        doublings=4,
+        label=ModulationConfig(hidden=16),
+        norm="instance",
+        spectral=False,
     )
     recipe = first_of(world_small(), small)
     return replace(recipe, train=replace(recipe.train, max_minutes=3.0))
@@ -578,10 +583,11 @@ def world_small() -> TeacherRecipe:
             flow_downsamples=3,
             flow_blocks=2,
             flow_scale=20.0,
+            spectral=False,
         ),
         task=replace(
             base.task,
-            objective=replace(objective, weights=weights, temporal_scales=0, supervise_hallucinated=True),
+            objective=replace(objective, weights=weights, temporal_scales=0),
             lead_in=6,
             rollout=RolloutConfig(chunk_frames=2, backprop_frames=2, start_from_nothing=0.15, start_from_one=0.5),
         ),

@@ -8,6 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
+from distill.features import feature_channels
 from fastv2v.architecture import Architecture
 from fastv2v.config import from_dict, to_dict
 from fastv2v.contracts import History, StepModel
@@ -566,6 +567,45 @@ def make_task(first=None, **rollout):
     generator = spade(combine="blend")
     config = TeacherTaskConfig(objective=OBJECTIVE, rollout=RolloutConfig(**{"chunk_frames": 1, **rollout}))
     return TeacherTask(generator, SPEC, objective(0), config, (), first)
+
+
+class TestGuidedTraining:
+    """With the painter in the loop."""
+
+    def chunks(self, start):
+        torch.manual_seed(0)
+        levels, config = 2, replace(OBJECTIVE, weights=replace(OBJECTIVE.weights, gan=0.0, feature_matching=0.0))
+        rollout = {"nothing": (1, 0), "one": (0, 1), "full": (0, 0)}[start]
+        task = TeacherTask(
+            spade(levels),
+            replace(SPEC, guidance_levels=levels),
+            objective(levels, config),
+            TeacherTaskConfig(
+                objective=config,
+                rollout=RolloutConfig(chunk_frames=1, start_from_nothing=rollout[0], start_from_one=rollout[1]),
+            ),
+        )
+        ids = torch.arange(SIZE[0] * SIZE[1], dtype=torch.int32).view(SIZE)
+        still = tuple(ids[:: 2**k, :: 2**k].expand(1, 5, -1, -1) for k in range(levels))
+        return task, task.step(replace(make_clip(), points=still), torch.Generator(), 0)
+
+    def test_what_was_painted_comes_back_as_guidance(self):
+        task, chunks = self.chunks("full")
+        for losses in chunks:
+            assert losses["generator"]["guidance"].item() > 0
+            task.generator.zero_grad()
+            torch.stack(list(losses["generator"].values())).sum().backward()
+            assert without_gradient(task.generator) == []
+
+    def test_the_first_frame_of_all_has_none_and_paints(self):
+        _, chunks = self.chunks("nothing")
+        first, second, *_ = (losses["generator"]["guidance"] for losses in chunks)
+        assert first.item() == 0 and second.item() > 0
+
+
+def test_feature_distillation_finds_its_inner_maps():
+    generator = spade(1)
+    assert feature_channels(generator) == {"bottom": SHAPE.widths[-1], "decoder": SHAPE.widths[0]}
 
 
 def train(task, folder, steps):
