@@ -181,9 +181,9 @@ class Log:
 
             def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
                 level = levels.get(int(severity), logging.DEBUG)
-                log.log(min(level, logging.INFO), "TensorRT: %s", msg)
                 if level >= logging.ERROR:
-                    kept.append(msg)
+                    kept.append(msg)  # for the exception; what fails and is tried anew need not alarm anybody
+                log.log(min(level, logging.INFO), "TensorRT: %s", msg)
 
         self.listener: trt.ILogger = Listener()
         """What TensorRT is given."""

@@ -147,7 +147,7 @@ def build_engine(
             with used.on():  # TensorRT builds for the current device
                 engine = attempt.build(warp)
             parity = compare_engines(engine, reference, clip.conditions, manifest.history_length)
-            parity.require(config.least_parity_db, "beside ONNX Runtime")
+            parity.require(config.least_parity_db)
         except BuildCancelledError:
             raise
         except BundleError as error:

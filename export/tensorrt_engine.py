@@ -311,7 +311,7 @@ class TensorRTStep:
         folder: the bundle.
         precision: number format; None takes the first the bundle has of f16, bf16, f32 and int8.
         runner: the GPU; by default torch's current one.
-        record: False queues every step by itself, without a graph.
+        graph: False queues every step by itself.
 
     Raises:
         BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
@@ -321,7 +321,7 @@ class TensorRTStep:
     name = NAME
 
     def __init__(
-        self, folder: Path, precision: str | None = None, *, runner: Runner | None = None, record: bool = True
+        self, folder: Path, precision: str | None = None, *, runner: Runner | None = None, graph: bool = True
     ) -> None:
         opened = open_plan(Path(folder), precision, runner)
         self._plan, self._runner, self.record, path, self._finish, is_guided = opened
@@ -341,7 +341,7 @@ class TensorRTStep:
         with self._runner.on():
             self._work()  # whatever is set up at the first run cannot be part of a graph
         self._runner.wait()
-        replay = self._runner.capture(self._work) if record else None
+        replay = self._runner.capture(self._work) if graph else None
         self.is_graph = replay is not None
         """Whether a step is one CUDA graph."""
         self._step: Callable[[], None] = replay or self._work

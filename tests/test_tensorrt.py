@@ -344,13 +344,13 @@ class TestRun:
         np.testing.assert_array_equal(ours, theirs)
         assert engine.memory_bytes > 1 << 20
 
-    @pytest.mark.parametrize("record", [True, False])
+    @pytest.mark.parametrize("graph", [True, False])
     @pytest.mark.parametrize("seeded", [True, False])
-    def test_history_on_the_device_follows_torch(self, bundle, world, record, seeded):
+    def test_history_on_the_device_follows_torch(self, bundle, world, graph, seeded):
         build(bundle, world)
         runner = FakeRunner(world)
-        step = TensorRTStep(bundle, runner=runner, record=record)
-        assert step.is_graph is record
+        step = TensorRTStep(bundle, runner=runner, graph=graph)
+        assert step.is_graph is graph
         seed = torch.rand(1, 1, 3, *SIZE, generator=torch.Generator().manual_seed(5)) * 2 - 1 if seeded else None
         conditions = random_conditions(7, SIZE, seed=9)
         model = TinyStep().eval()
@@ -363,7 +363,7 @@ class TestRun:
             step.start(made[0], None if seed is None else seed[0, 0].numpy())
             ours = [step.step(x).clone() for x in made[1 if seeded else 0 :]]
             torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), atol=2e-5, rtol=0)
-        assert runner.replays == (2 * len(ours) if record else 0)
+        assert runner.replays == (2 * len(ours) if graph else 0)
         assert ours[0].shape == (1, 3, *SIZE)
 
     def test_what_cannot_be_recorded_is_queued_step_by_step(self, bundle, world):
@@ -639,6 +639,9 @@ class TestCommand:
         with open_bundle(bundle, engine="onnxruntime:f32") as stream:
             theirs = [item.frame for item in stream.frames(iter(labels))]
         np.testing.assert_array_equal(ours, theirs)
+        with open_bundle(bundle, engine="tensorrt:f32", device="cpu") as stream:  # the stand-in's device
+            kept = [item.frame for item in stream.frames(iter(labels))]
+        assert np.abs(np.stack(kept).astype(int) - theirs).max() <= 1
 
 
 class TestCompact:
