@@ -17,7 +17,15 @@ from torch import Tensor
 from benchmarks.features import FD_IMAGE, FD_VIDEO, EfficientNetFeatures, frame_features
 from benchmarks.judge import Judge
 from benchmarks.pretrained import LPIPS, I3DFeatures, InceptionFeatures
-from benchmarks.quality import MEASURES, TEACHER_MEASURES, mean_scores, score_rows, score_video
+from benchmarks.quality import (
+    MEASURES,
+    TEACHER_MEASURES,
+    WORLD_MEASURES,
+    PointIds,
+    mean_scores,
+    score_rows,
+    score_video,
+)
 from benchmarks.results import Scalar, format_number
 from fastv2v.contracts import StepModel
 from fastv2v.data.clip import Clip
@@ -58,7 +66,7 @@ SET_MEASURES: Final = {
 }
 """Measures of a whole data set with their headings; drift is lower, accuracy higher for the better model."""
 
-ALL_MEASURES: Final = MEASURES | TEACHER_MEASURES | SET_MEASURES
+ALL_MEASURES: Final = MEASURES | TEACHER_MEASURES | WORLD_MEASURES | SET_MEASURES
 QUALITY_COLUMNS: Final = {"name": "model", "frames": "frames", "num_frames": "count", "runs": "runs"} | {
     key: ALL_MEASURES[key]
     for key in (
@@ -75,6 +83,8 @@ TEACHER_COLUMNS: Final = {"name": "model", "frames": "frames"} | {
     for key in (*TEACHER_MEASURES, "drift_db", "fd_video_efficientnet_lite0", "class_accuracy", "vmaf_p5")
 }
 """Columns of the second table: against the teacher, and what is known of whole rollouts."""
+WORLD_COLUMNS: Final = {"name": "model", "frames": "frames"} | WORLD_MEASURES
+"""Columns of a table more: whether places keep their looks, where point ids are known."""
 
 
 class Delivered(NamedTuple):
@@ -247,6 +257,8 @@ class Comparison:
         teacher: Sequence[Frame] | None = None,
         students: Iterable[str] = (),
         given_frames: int = 1,
+        points: PointIds | None = None,
+        forward_backward: Mapping[str, float] | None = None,
     ) -> Iterator[str]:
         """Score one sequence.
 
@@ -258,6 +270,8 @@ class Comparison:
             teacher: the teacher's T frames, where students are compared with it.
             students: names of the models that are.
             given_frames: real frames before these, which count in the frame numbers of drift.
+            points: T maps of point ids, (H, W), where the data set has them; they add ``WORLD_MEASURES``.
+            forward_backward: by model, for those that were rolled out there and back.
 
         Yields:
             The name of each model once it is scored.
@@ -282,6 +296,8 @@ class Comparison:
                     flows=motion,
                     with_vmaf=self._with_vmaf,
                     teacher=teacher if name in compared else None,
+                    points=points,
+                    forward_backward=(forward_backward or {}).get(name),
                 )
             )
             curve = [psnr(frame, original) for frame, original in zip(video.frames, real, strict=True)]
@@ -442,11 +458,21 @@ class Criteria:
     alone: str | None = None
     """Name of the same student trained without a teacher, which the subject must beat by more than the spread over
     runs: the difference of the means must exceed the distance from the worst to the best run, in either group."""
+    world_gain: float | None = None
+    """The teacher's world-consistency error must lie at least this share below that of the teacher without guidance
+    (--plain), for example 0.3."""
+    keeps_gain: float | None = None
+    """The subject must keep at least this share of what guidance gains its teacher, for example 0.8."""
+    world_measure: Literal["world_error", "return_error"] = "world_error"
+    """By which error these two go: of all points that are seen again, or of those that were out of sight since."""
     beats: tuple[Measure, ...] | None = None
     """Measures in which the subject must beat the student of --alone; by default all that are measured."""
 
     def __post_init__(self) -> None:
-        limits = (self.within_psnr, self.within_ssim, self.within_vmaf, self.within_miou, self.max_drift, self.max_cost)
+        limits = (
+            *(self.within_psnr, self.within_ssim, self.within_vmaf, self.within_miou),
+            *(self.max_drift, self.max_cost, self.world_gain, self.keeps_gain),
+        )
         if any(limit is not None and not 0 <= limit < math.inf for limit in limits):
             raise ConfigError("what is asked of a student is a number of at least 0")
         if self.beats is not None and self.alone is None:
@@ -468,7 +494,7 @@ class Criteria:
     @property
     def asks_anything(self) -> bool:
         """Whether there is a verdict to give."""
-        limits = (self.max_drift, self.max_cost, self.alone)
+        limits = (self.max_drift, self.max_cost, self.alone, self.world_gain, self.keeps_gain)
         return bool(self.within) or self.no_worse_warping or any(x is not None for x in limits)
 
 
@@ -489,7 +515,12 @@ VERDICT_COLUMNS: Final = {"name": "criterion", "asked": "asked", "measured": "me
 
 
 def verdicts(
-    criteria: Criteria, rows: Mapping[str, Row], teacher: str, cost_share: Mapping[str, float]
+    criteria: Criteria,
+    rows: Mapping[str, Row],
+    teacher: str,
+    cost_share: Mapping[str, float],
+    *,
+    plain: str = "plain",
 ) -> list[Verdict]:
     """Hold a student against what was asked of it.
 
@@ -498,6 +529,7 @@ def verdicts(
         rows: for every group, and the teacher, its row of all delivered frames.
         teacher: name of the teacher's row.
         cost_share: multiply-adds per delivered frame of each group, divided by the teacher's.
+        plain: name of the row of the teacher without guidance.
 
     Returns:
         One verdict for each thing asked.
@@ -520,6 +552,7 @@ def verdicts(
         share = cost_share[subject]
         name = f"{subject}: share of the MACs per delivered frame of {teacher}, at most"
         found.append(Verdict(name, criteria.max_cost, share, share <= criteria.max_cost))
+    found += _world_verdicts(criteria, rows, subject, teacher, plain)
     if criteria.alone is not None:
         measured = tuple(m for m in _KEYS if _row_of(rows, subject).get(_KEYS[m][0]) is not None)
         for measure in criteria.beats or measured:
@@ -528,6 +561,25 @@ def verdicts(
             name = f"{subject}: {_KEYS[measure][1]} above {criteria.alone}, more than the spread over runs"
             found.append(Verdict(name, spread, gain, gain > spread))
     return found
+
+
+def _world_verdicts(
+    criteria: Criteria, rows: Mapping[str, Row], subject: str, teacher: str, plain: str
+) -> Iterator[Verdict]:
+    """What guidance gains the teacher, and how much of it the student keeps."""
+    if criteria.world_gain is None and criteria.keeps_gain is None:
+        return
+    key, heading = criteria.world_measure, ALL_MEASURES[criteria.world_measure]
+    unguided, guided = _value(rows, plain, key), _value(rows, teacher, key)
+    if criteria.world_gain is not None:
+        share = 1 - guided / unguided if unguided else math.nan
+        name = f"{teacher}: share by which its {heading} lies below {plain}, at least"
+        yield Verdict(name, criteria.world_gain, share, share >= criteria.world_gain)
+    if criteria.keeps_gain is not None:
+        gain = unguided - guided
+        kept = (unguided - _value(rows, subject, key)) / gain if gain > 0 else math.nan
+        name = f"{subject}: share of the gain in {heading} that is kept, at least"
+        yield Verdict(name, criteria.keeps_gain, kept, kept >= criteria.keeps_gain)
 
 
 def _row_of(rows: Mapping[str, Row], name: str) -> Row:

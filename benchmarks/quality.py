@@ -15,8 +15,10 @@ from fastv2v.metrics.floors import MeanColourFloor, previous_frame_floor
 from fastv2v.metrics.image import aligned, psnr, ssim
 from fastv2v.metrics.temporal import Motion, flickers, flows_and_masks, nan_mean, warping_errors
 from fastv2v.metrics.vmaf import pool_vmaf, vmaf
+from fastv2v.metrics.world import world_errors
 
 Frames = Sequence[NDArray[np.uint8]]
+PointIds = Sequence[NDArray[np.integer[Any]]]
 Scores = dict[str, float | int | None]
 
 MEASURES: Final = {
@@ -39,6 +41,14 @@ TEACHER_MEASURES: Final = {
 }
 """Likeness to the teacher's frames in place of the real ones; only where these are given."""
 
+WORLD_MEASURES: Final = {
+    "world_error": "world error",
+    "return_error": "world error on return",
+    "forward_backward": "there and back",
+}
+"""How far places move from the colour they were first seen in, in 8-bit levels, lower is better; only where a data set
+says which point of the world is seen at which pixel."""
+
 REAL: Final = "real video"
 MEAN_COLOUR: Final = "floor: mean colour per label"
 PREVIOUS_FRAME: Final = "floor: previous real frame"
@@ -53,6 +63,8 @@ def score_video(
     flows: Motion | None = None,
     with_vmaf: bool = True,
     teacher: Frames | None = None,
+    points: PointIds | None = None,
+    forward_backward: float | None = None,
 ) -> dict[str, Any]:
     """Score one video against the real one, frame by frame of the same index.
 
@@ -68,6 +80,9 @@ def score_video(
         flows: motion of the real video, when it is known already.
         with_vmaf: also run VMAF, which needs 32x32 pixels.
         teacher: T frames of the teacher's own rollout; adds ``TEACHER_MEASURES``.
+        points: T maps of point ids, (H, W), -1 for none; adds ``world_error`` and ``return_error``.
+        forward_backward: mean distance of a rollout there and back to itself, see ``fastv2v.metrics.world``, where
+            there was one.
 
     Returns:
         ``name``, and under ``all``, ``keyframes`` and ``interpolated`` the measures with ``num_frames``; None for a set
@@ -85,13 +100,19 @@ def score_video(
         if teacher is not None:
             likeness = _likeness(frames, teacher, with_vmaf)
             per_frame |= {f"teacher_{key}": values for key, values in likeness.items()}
+        if points is not None:
+            errors = world_errors(frames, points)
+            per_frame |= {"world_error": errors.seen_again, "return_error": errors.returned}
     except ShapeError as error:
         raise ShapeError(f"{name}: {error}") from error
     everything = np.ones(len(frames), bool)
     is_keyframe = None if keyframe_mask is None else np.asarray(keyframe_mask, bool)
+    whole = _pool(per_frame, everything)
+    if whole is not None and forward_backward is not None:
+        whole["forward_backward"] = forward_backward
     return {
         "name": name,
-        "all": _pool(per_frame, everything),
+        "all": whole,
         "keyframes": None if is_keyframe is None else _pool(per_frame, is_keyframe),
         "interpolated": None if is_keyframe is None else _pool(per_frame, ~is_keyframe),
     }
@@ -133,6 +154,8 @@ def quality_table(
     labels: Sequence[NDArray[np.integer[Any]]] | None = None,
     mean_colour: MeanColourFloor | None = None,
     with_vmaf: bool = True,
+    points: PointIds | None = None,
+    forward_backward: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of all candidates on one video, beside the real video and the floors.
 
@@ -147,6 +170,8 @@ def quality_table(
         labels: T label maps, (H, W); together with ``mean_colour`` they add the mean-colour floor.
         mean_colour: fitted on training data.
         with_vmaf: also run VMAF.
+        points: T maps of point ids, (H, W), where the data set has them.
+        forward_backward: of the candidates that were rolled out there and back.
 
     Returns:
         What ``score_video`` gives for the real video, the floors and each candidate, in this order. Average several
@@ -171,7 +196,16 @@ def quality_table(
         raise ConfigError(f"a candidate may not be called {sorted(taken)}: a row of this table has that name")
     motion = flows_and_masks(real)
     return [
-        score_video(name, frames, real, keyframe_mask=masks.get(name), flows=motion, with_vmaf=with_vmaf)
+        score_video(
+            name,
+            frames,
+            real,
+            keyframe_mask=masks.get(name),
+            flows=motion,
+            with_vmaf=with_vmaf,
+            points=points,
+            forward_backward=(forward_backward or {}).get(name),
+        )
         for name, frames in (videos | dict(candidates)).items()
     ]
 
@@ -218,7 +252,7 @@ def _mean(scores: Sequence[Scores | None]) -> Scores | None:
     if not present:
         return None
     mean: Scores = {"num_frames": sum(int(s["num_frames"] or 0) for s in present)}
-    for key in [key for key in MEASURES | TEACHER_MEASURES if key in present[0]]:
+    for key in [key for key in MEASURES | TEACHER_MEASURES | WORLD_MEASURES if key in present[0]]:
         mean[key] = _none_for_nan(nan_mean(np.array([math.nan if s[key] is None else s[key] for s in present], float)))
     return mean
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.cost import step_cost
@@ -29,8 +30,8 @@ from export.engines import AUTO, parse_engine, this_machine
 from export.runtime import ConditionMap, DeliveredFrame, Stream, filling_threads, open_bundle
 from fastv2v.architecture import Trained, load_trained
 from fastv2v.commands.arguments import parse
-from fastv2v.commands.parts import check_condition
-from fastv2v.commands.report import COLUMNS, PAGE, SOURCES, write_page
+from fastv2v.commands.parts import check_condition, with_points
+from fastv2v.commands.report import PAGE, SOURCES, columns_of, write_page
 from fastv2v.commands.synthesize import data_of, synthesise
 from fastv2v.data.classes import colourise
 from fastv2v.data.clip import Clip
@@ -39,6 +40,8 @@ from fastv2v.data.loader import read_sequence
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.metrics.floors import MeanColourFloor
+from fastv2v.metrics.temporal import nan_mean
+from fastv2v.metrics.world import forward_backward, there_and_back
 from fastv2v.nn.norms import batch_statistics
 from fastv2v.render import start_history
 from fastv2v.run import write_bytes, write_json
@@ -74,6 +77,9 @@ class Benchmark:
     """Training runs whose curves the page shows."""
     max_frames: int = 64
     """Frames of each held-out sequence."""
+    round_trip_frames: int = 24
+    """Where point ids are known: frames from which a rollout runs back to its start, to be compared with itself; 0
+    leaves it out."""
     repeats: int = 5
     """Repeats of everything that is timed."""
     engine: tuple[str, ...] = (AUTO,)
@@ -98,6 +104,7 @@ class Benchmark:
             raise ConfigError(
                 f"max_frames must be at least 3 and repeats at least 1, got {self.max_frames} and {self.repeats}"
             )
+        check_round_trip(self.round_trip_frames)
         for engine in self.engine:
             parse_engine(engine)
         beside = [self.teacher, self.data, self.out]
@@ -131,11 +138,49 @@ class _Bench:
 def condition_maps(clip: Clip) -> list[ConditionMap]:
     """Conditions of a clip as a deployment gets them."""
     count = clip.num_frames
+    levels = [level[0].numpy() for level in clip.points or ()]
+    points = [[level[t] for level in levels] or None for t in range(count)]
     if clip.maps is not None:
-        return [ConditionMap(maps=clip.maps[0, t].numpy()) for t in range(count)]
+        return [ConditionMap(maps=clip.maps[0, t].numpy(), points=points[t]) for t in range(count)]
     assert clip.labels is not None  # a clip has maps or labels
     labels, instances = clip.labels[0].numpy(), None if clip.instances is None else clip.instances[0].numpy()
-    return [ConditionMap(labels=labels[t], instances=None if instances is None else instances[t]) for t in range(count)]
+    given = [None] * count if instances is None else list(instances)
+    return [ConditionMap(labels=labels[t], instances=given[t], points=points[t]) for t in range(count)]
+
+
+def check_round_trip(frames: int) -> None:
+    """Refuse a way that has no way back.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if frames != 0 and frames < 3:
+        raise ConfigError(f"round_trip_frames is 0 for none, or at least 3, got {frames}")
+
+
+def round_trip(clip: Clip, most: int) -> Clip:
+    """The first frames of a clip and back again, at most ``most`` there: 2 * most - 1 of them."""
+    order = there_and_back(min(most, clip.num_frames))
+
+    def taken(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[:, order]
+
+    return Clip(
+        frames=clip.frames[:, order],
+        labels=taken(clip.labels),
+        instances=taken(clip.instances),
+        maps=taken(clip.maps),
+        points=None if clip.points is None else tuple(level[:, order] for level in clip.points),
+        info=tuple(
+            replace(i, indices=tuple(i.indices[t] for t in order), names=tuple(i.names[t] for t in order))
+            for i in clip.info
+        ),
+    )
+
+
+def return_distance(frames: Sequence[NDArray[np.uint8]], given_frames: int) -> float:
+    """Mean distance of a rollout there and back to itself, in 8-bit levels, given frames left out."""
+    return nan_mean(forward_backward(frames).rgb[given_frames:])
 
 
 def pictures(clip: Clip) -> list[NDArray[np.uint8]]:
@@ -183,7 +228,8 @@ def _run_suites(args: Benchmark, threads: int, out: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{args.bundle} and {args.teacher} take different conditions; export a student of this teacher"
         )
-    clips = [read_sequence(folder, i, 0, min(args.max_frames, count)) for i, count in enumerate(folder.lengths)]
+    seen = open_folder(with_points(folder.config))
+    clips = [read_sequence(seen, i, 0, min(args.max_frames, count)) for i, count in enumerate(seen.lengths)]
     if clips[0].size != size:
         raise ConfigError(f"{args.bundle} makes frames of {size}, {args.teacher} was trained at {clips[0].size}")
     bench = _Bench(args, device, teacher, stream, folder, clips, threads, out)
@@ -311,6 +357,15 @@ def _quality(bench: _Bench) -> list[dict[str, Any]]:
         made = [item.frame for item in delivered]
         mask = [item.is_keyframe for item in delivered]
         labels = None if clip.labels is None else list(clip.labels[0, 1:].numpy())
+        turned: dict[str, float] = {}
+        if clip.points is not None and bench.args.round_trip_frames:
+            way = round_trip(clip, bench.args.round_trip_frames)
+            first = pictures(way)[0]
+            with batch_statistics(bench.teacher.generator):
+                spec = bench.stream.manifest.condition
+                taken = list(synthesise(bench.teacher.generator, spec, way, 1, bench.device))
+            turned[TEACHER] = return_distance(taken, 1)
+            turned[DELIVERED] = return_distance([x.frame for x in bench.deliver(condition_maps(way), first)], 1)
         table = quality_table(
             real[1:],
             {TEACHER: taught[1:], DELIVERED: made[1:]},
@@ -319,6 +374,8 @@ def _quality(bench: _Bench) -> list[dict[str, Any]]:
             labels=labels if floor else None,
             mean_colour=floor,
             with_vmaf=bench.args.vmaf,
+            points=None if clip.points is None else list(clip.points[0][0, 1:].numpy()),
+            forward_backward=turned,
         )
         for row in table:
             scores.setdefault(row["name"], []).append(row)
@@ -391,7 +448,7 @@ def measure_and_show(args: Benchmark) -> Path:
     assert args.out is not None  # Benchmark sees to it
     rows = run_benchmark(args)
     for suite, of in rows.items():
-        print(f"\n{suite}\n{format_table(of, COLUMNS[suite])}")
+        print(f"\n{suite}\n{format_table(of, columns_of(suite, of))}")
     for warning in _shortcomings(rows):
         print(f"warning: {warning}", file=sys.stderr)
     page = args.out / PAGE

@@ -24,6 +24,7 @@ from benchmarks.comparison import (
     QUALITY_COLUMNS,
     TEACHER_COLUMNS,
     VERDICT_COLUMNS,
+    WORLD_COLUMNS,
     Comparison,
     Criteria,
     Pretrained,
@@ -41,8 +42,8 @@ from benchmarks.pretrained import LPIPS, MIN_CLIP_FRAMES, I3DFeatures, Inception
 from benchmarks.quality import MEAN_COLOUR, PREVIOUS_FRAME, REAL
 from benchmarks.results import BenchmarkResult, format_table, write_result
 from fastv2v.commands.arguments import parse
-from fastv2v.commands.benchmark import pictures
-from fastv2v.commands.contenders import TEACHER, Contest, open_contest, parse_groups
+from fastv2v.commands.benchmark import check_round_trip, pictures, return_distance, round_trip
+from fastv2v.commands.contenders import PLAIN, TEACHER, Contest, open_contest, parse_groups
 from fastv2v.commands.synthesize import output_name
 from fastv2v.config import to_dict
 from fastv2v.data.folder import VideoFolder
@@ -83,6 +84,8 @@ class Compare:
     """NAME=RUN[,RUN...]: one group of students, its runs differing in their seed only; NAME@GAP=RUN[,RUN...] for
     keyframes of its own distance. Repeat the option for further groups. Students synthesise keyframes, with running
     statistics as they are deployed."""
+    plain: Path | None = None
+    """Run or checkpoint of the same teacher trained without guidance, to see what that gains: --world-gain."""
     data: Path
     """Data set folder; its held-out part is used."""
     out: Path
@@ -102,6 +105,9 @@ class Compare:
     """How the judge is trained."""
     vmaf: bool = True
     """Also run VMAF."""
+    round_trip_frames: int = 24
+    """Where point ids are known: frames from which a further rollout runs back to its start, to be compared with
+    itself; 0 leaves it out."""
     fid_weights: Path | None = None
     """Also FID: Inception-v3 as TorchScript, inception-2015-12-05.pt."""
     fvd_weights: Path | None = None
@@ -140,6 +146,9 @@ class Compare:
         if self.fvd_frames < MIN_CLIP_FRAMES:
             raise ConfigError(f"fvd_frames must be at least {MIN_CLIP_FRAMES}, got {self.fvd_frames}")
         check_windows(self.drift_early, self.drift_late)
+        check_round_trip(self.round_trip_frames)
+        if self.plain is None and (self.criteria.world_gain, self.criteria.keeps_gain) != (None, None):
+            raise ConfigError("--world-gain and --keeps-gain compare with a teacher without guidance; name it, --plain")
         groups = parse_groups(self.student, self.gap)
         for option, name in (("subject", self.criteria.subject), ("alone", self.criteria.alone)):
             if name is not None and name not in groups:
@@ -159,6 +168,8 @@ def _check_asked(args: Compare, contest: Contest) -> None:
             raise ConfigError(f"segmentation is judged for label maps only, not for {contest.folder.spec.describe()}")
     else:
         judged_classes(contest.folder.spec, args.judging)
+    if (criteria.world_gain, criteria.keeps_gain) != (None, None) and not contest.seen.config.guidance_levels:
+        raise ConfigError(f"{args.data} has no unprojections to judge consistency by; make them: fastv2v unproject")
     if "vmaf" in beats and not args.vmaf:
         raise ConfigError("--beats vmaf needs VMAF; leave --no-vmaf out")
     if args.vmaf and min(contest.size) < MIN_SIDE:
@@ -239,7 +250,7 @@ def _compare(args: Compare, contest: Contest, comparison: Comparison, out: Path)
         tqdm(total=scored, desc="scores", unit="video", disable=args.quiet) as videos_bar,
     ):
         for i, (sequence, count) in enumerate(zip(contest.folder.sequences, contest.lengths, strict=True)):
-            clip = read_sequence(contest.folder, i, 0, count)
+            clip = read_sequence(contest.seen, i, 0, count)
             shown = pictures(clip)
             real, before = shown[args.given_frames :], shown[args.given_frames - 1]
             labels = None if clip.labels is None else list(clip.labels[0, args.given_frames :].numpy())
@@ -248,8 +259,14 @@ def _compare(args: Compare, contest: Contest, comparison: Comparison, out: Path)
                 videos[MEAN_COLOUR] = Video([floor.paint(x) for x in labels])
             videos[PREVIOUS_FRAME] = Video(previous_frame_floor(real, before))
             for model in contest.contenders:
-                made = _counted(contest.roll_out(model, clip), frames_bar)
-                videos[model.name] = Video.collect(made, part_time=not model.is_teacher)
+                frames = _counted(contest.roll_out(model, clip), frames_bar)
+                videos[model.name] = Video.collect(frames, part_time=not model.is_teacher)
+            turned: dict[str, float] = {}
+            if clip.points is not None and args.round_trip_frames > args.given_frames:
+                way = round_trip(clip, args.round_trip_frames)
+                for model in contest.contenders:
+                    made = [*pictures(way)[: args.given_frames], *(x.frame for x in contest.roll_out(model, way))]
+                    turned[model.name] = return_distance(made, args.given_frames)
             scored_names = comparison.add(
                 sequence.name,
                 real,
@@ -258,6 +275,8 @@ def _compare(args: Compare, contest: Contest, comparison: Comparison, out: Path)
                 teacher=videos[TEACHER].frames,
                 students=students,
                 given_frames=args.given_frames,
+                points=None if clip.points is None else list(clip.points[0][0, args.given_frames :].numpy()),
+                forward_backward=turned,
             )
             for _ in scored_names:
                 videos_bar.update()
@@ -299,7 +318,7 @@ def _cost_rows(contest: Contest) -> list[Row]:
     rows: list[Row] = []
     for group, (first, *_) in contest.groups.items():
         fraction = contest.keyframe_fraction(first.gap)
-        generator, channels = first.trained.generator, contest.folder.spec.channels
+        generator, channels = first.trained.generator, first.trained.architecture.condition.channels
         cost = step_cost(generator, channels, contest.size, keyframe_fraction=fraction)
         row = cost.row(group) | {"gap": first.gap}
         for key in ("gmacs_per_frame", "output_position_gmacs_per_frame"):
@@ -348,6 +367,7 @@ def run_compare(args: Compare) -> Outcome:
         given_frames=args.given_frames,
         max_frames=args.max_frames,
         device=open_device(args.device),
+        plain=args.plain,
     )
     _check_asked(args, contest)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -391,7 +411,7 @@ def _measure(args: Compare, contest: Contest, out: Path) -> Outcome:
     ]
     shares = {str(row["name"]): 1 / _number(row["times_fewer_gmacs_per_frame"]) for row in cost}
     delivered = {str(row["name"]): row for row in groups if row["frames"] == "all"}
-    judged = verdicts(args.criteria, delivered, TEACHER, shares) if args.criteria.asks_anything else []
+    judged = verdicts(args.criteria, delivered, TEACHER, shares, plain=PLAIN) if args.criteria.asks_anything else []
     outcome = Outcome(groups, runs, cost, judged)
     _write(args, contest, outcome, comparison, judge, out)
     return outcome
@@ -433,6 +453,8 @@ def main(argv: list[str]) -> int:
     print(f"\nagainst the teacher's frames, and whole rollouts\n{format_table(shown, TEACHER_COLUMNS)}")
     if args.fid_weights or args.fvd_weights or args.lpips_weights:
         print(f"\nby the networks that were given\n{format_table(shown, PRETRAINED_COLUMNS)}")
+    if any(row.get("world_error") is not None for row in outcome.groups):
+        print(f"\nplaces that are seen again, in 8-bit levels\n{format_table(shown, WORLD_COLUMNS)}")
     print(f"\ncost\n{format_table(outcome.cost, COST_COLUMNS)}")
     few = min(int(str(row["fd_samples"])) for row in outcome.groups)
     if has_few_samples(few, DIMENSION):

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from benchmarks.comparison import Delivered, deliver
 from fastv2v.architecture import Trained, load_trained
-from fastv2v.commands.parts import check_condition, check_stage, data_of
+from fastv2v.commands.parts import check_condition, check_stage, data_of, with_points
 from fastv2v.data.clip import Clip
 from fastv2v.data.folder import VideoFolder, open_folder
 from fastv2v.data.transforms import Size
@@ -21,9 +21,11 @@ from fastv2v.nn.norms import batch_statistics
 from interpolate.keyframes import uniform_keyframes
 
 TEACHER: Final = "teacher"
+PLAIN: Final = "plain"
+"""The same teacher without guidance."""
 
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+-]*)(?:@([1-9][0-9]{0,3}))?")
-_TAKEN: Final = (TEACHER, "real")
+_TAKEN: Final = (TEACHER, PLAIN, "real")
 
 
 class Group(NamedTuple):
@@ -73,7 +75,7 @@ class Contender:
     name: str
     """Its own name: the group's, with the number of the run where there are several."""
     group: str
-    """Name of its group; ``TEACHER`` for the teacher."""
+    """Name of its group; ``TEACHER`` for the teacher, ``PLAIN`` for the one without guidance."""
     run: Path
     """As it was named."""
     trained: Trained
@@ -83,8 +85,8 @@ class Contender:
 
     @property
     def is_teacher(self) -> bool:
-        """Whether it is what students are compared with."""
-        return self.group == TEACHER
+        """Whether it synthesises every frame, as what students are compared with."""
+        return self.group in (TEACHER, PLAIN)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ class Contest:
     contenders: tuple[Contender, ...]
     """The teacher first."""
     folder: VideoFolder
-    """Held-out part of the data set."""
+    """Held-out part of the data set, as the teacher reads it."""
+    seen: VideoFolder
+    """The same with its point ids, where it has any."""
     lengths: tuple[int, ...]
     """Frames taken of each sequence."""
     given_frames: int
@@ -141,7 +145,7 @@ class Contest:
         with batch_statistics(generator) if contender.is_teacher else nullcontext():
             yield from deliver(
                 generator,
-                self.folder.spec,
+                contender.trained.architecture.condition,
                 clip,
                 gap=contender.gap,
                 given_frames=self.given_frames,
@@ -157,6 +161,7 @@ def open_contest(
     given_frames: int,
     max_frames: int | None,
     device: Device,
+    plain: Path | None = None,
 ) -> Contest:
     """Load all runs and refuse what cannot be compared.
 
@@ -167,6 +172,7 @@ def open_contest(
         given_frames: real frames that every rollout starts from.
         max_frames: at most this many frames of each sequence; all by default.
         device: where the networks go.
+        plain: run or checkpoint of the same teacher without guidance.
 
     Returns:
         The contest.
@@ -182,9 +188,14 @@ def open_contest(
         for number, run in enumerate(runs, start=1):
             name = group if len(runs) == 1 else f"{group}/{number}"
             contenders.append(Contender(name, group, run, load_trained(run), gap))
+    if plain is not None:
+        contenders.append(Contender(PLAIN, PLAIN, plain, load_trained(plain), 1))
+        check_stage(contenders[-1].trained, ("teacher",), "the teacher without guidance", "a run of train-teacher")
     folder = open_folder(data_of(contenders[0].trained.architecture, data, "test"))
+    levels = max(contender.trained.architecture.condition.guidance_levels for contender in contenders)
+    seen = open_folder(with_points(folder.config, max(levels, 1)))
     lengths = tuple(min(count, max_frames or count) for count in folder.lengths)
-    contest = Contest(tuple(contenders), folder, lengths, given_frames, device)
+    contest = Contest(tuple(contenders), folder, seen, lengths, given_frames, device)
     for contender in contenders:
         _check(contender, contest, data)
         contender.trained.generator.to(device.device)
@@ -204,13 +215,16 @@ def open_contest(
 def _check(contender: Contender, contest: Contest, data: Path) -> None:
     """Refuse a run that was trained on something else, or on frames it would be judged by."""
     architecture, size = contender.trained.architecture, contest.size
-    check_condition(architecture, contest.folder, str(contender.run))
+    held_out = open_folder(data_of(architecture, data, "test"))
+    check_condition(architecture, held_out, str(contender.run))
+    given = (replace(spec, guidance_levels=0) for spec in (architecture.condition, contest.folder.spec))
+    if len(set(given)) > 1:  # guidance may differ: that is one of the things compared
+        check_condition(architecture, contest.folder, str(contender.run))
     if architecture.size != size:
         raise ConfigError(
             f"{contender.run} was trained at {architecture.size} and the teacher at {size} (height, width); compare "
             "runs of one size"
         )
-    held_out = open_folder(data_of(architecture, data, "test"))
     unseen = {(s.name, stem) for s in held_out.sequences for stem in s.stems}
     for sequence in contest.folder.sequences:
         for stem in sequence.stems:

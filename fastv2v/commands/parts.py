@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import FolderConfig, Phase, VideoFolder, has_phase, open_folder
 from fastv2v.data.loader import ClipLoader, read_sequence
+from fastv2v.data.modalities import MODALITIES, Layout
 from fastv2v.data.transforms import GeometryConfig, Size
 from fastv2v.device import Device
 from fastv2v.errors import CheckpointError, ConfigError, ShapeError
@@ -250,6 +252,22 @@ def held_out_clips(recipe: DataRecipe, root: Path, device: Device, limit: int = 
         read_sequence(folder, i, 0, min(recipe.eval_frames, len(sequence))).to(device.device)
         for i, sequence in enumerate(folder.sequences[:limit])
     ]
+
+
+def with_points(folder: FolderConfig, levels: int = 1) -> FolderConfig:
+    """The same data set with its point ids read, if it has any: measures need them, whether a model does or not.
+
+    Args:
+        folder: as a model reads it.
+        levels: how many at least.
+    """
+    wanted = max(folder.guidance_levels, levels)
+    if folder.guidance_levels == wanted or folder.condition == "face" or folder.root.is_file():
+        return folder
+    phase: Phase = folder.phase if has_phase(folder, folder.phase) else "train"
+    places = (MODALITIES["unprojections"].directory(folder.root, layout, phase) for layout in get_args(Layout))
+    has_any = folder.guidance_levels or any(place.is_dir() for place in places)
+    return replace(folder, guidance_levels=wanted) if has_any else folder
 
 
 def check_condition(architecture: Architecture, folder: VideoFolder, what: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 
+from benchmarks.quality import WORLD_MEASURES
 from benchmarks.report import (
     Chart,
     Curve,
@@ -68,6 +69,15 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Columns of each suite's table, on the screen and on the page."""
+
+
+def columns_of(suite: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Columns of a table: those of its suite, and of the world's consistency where that was measured."""
+    further = WORLD_MEASURES if suite == "quality" else {}
+    return dict(COLUMNS[suite]) | {
+        key: heading for key, heading in further.items() if any(row.get(key) is not None for row in rows)
+    }
+
 
 PAGE = "report.html"
 """Name of the page in a benchmark's folder."""
@@ -128,7 +138,7 @@ def write_page(out: Path, *, shown_as: Path | None = None) -> Path:
         | {"commit": {"commit": first.commit}},
         headlines=_headlines(results),
         tables=[
-            Table(title=_TITLES[suite], columns=COLUMNS[suite], rows=result.rows, note=_NOTES[suite])
+            Table(title=_TITLES[suite], columns=columns_of(suite, result.rows), rows=result.rows, note=_NOTES[suite])
             for suite, result in results.items()
             if result.rows
         ],

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What the painted world is worth: a guided teacher, the same one without guidance, and a part-time student of the first,
+# each trained for the same stated time; then one comparison that says whether the guided teacher's world-consistency
+# error lies at least 30 % below the other's, and whether the student keeps at least 80 % of that gain.
+#
+#     bash scripts/world/consistency.sh DATA [RUNS] [MINUTES] [PRESET]
+#
+# DATA is where the procedural world goes, whose camera turns away and comes back. MINUTES (15) is what each teacher may
+# take, on all cores; the student takes as much in two stages. PRESET (world-small) is a teacher recipe; the one without
+# guidance is the same recipe without point ids. Verdicts, tables and side-by-side videos lie in RUNS/comparison; the
+# exit status is 1 where a verdict fails.
+
+source "$(dirname "$0")/../story.sh"
+minutes=${1:-15} preset=${2:-world-small}
+half=$(awk "BEGIN { print $minutes / 2 }")
+same="--quiet --recipe.train.max-minutes"
+run fastv2v world --out "$data" --world.size 64 128 --world.camera return --world.num-frames 48 --train-clips 8 \
+    --test-clips 2 --unprojections
+run fastv2v train-teacher "$preset" --data "$data" --run "$runs/guided" $same "$minutes"
+run fastv2v train-teacher "$preset" --data "$data" --run "$runs/plain" $same "$minutes" \
+    --recipe.data.folder.guidance-levels 0
+run fastv2v train-skd "$preset" --data "$data" --teacher "$runs/guided" --run "$runs/spatial" $same "$half"
+run fastv2v train-tkd "$preset" --data "$data" --teacher "$runs/guided" --student "$runs/spatial" \
+    --run "$runs/student" $same "$half"
+run fastv2v compare --teacher "$runs/guided" --plain "$runs/plain" --student "student=$runs/student" --gap 2 \
+    --data "$data" --out "$runs/comparison" --world-gain 0.3 --keeps-gain 0.8
