@@ -13,14 +13,17 @@
 source "$(dirname "$0")/../story.sh"
 minutes=${1:-15} preset=${2:-world-small}
 half=$(awk "BEGIN { print $minutes / 2 }")
-same="--quiet --recipe.train.max-minutes"
+guided=(--quiet --recipe.data.folder.guidance-levels 3)
+plain=(--quiet --recipe.data.folder.guidance-levels 0)
 run fastv2v world --out "$data" --world.size 64 128 --world.camera return --world.num-frames 48 --train-clips 8 \
     --test-clips 2 --unprojections
-run fastv2v train-teacher "$preset" --data "$data" --run "$runs/guided" $same "$minutes"
-run fastv2v train-teacher "$preset" --data "$data" --run "$runs/plain" $same "$minutes" \
-    --recipe.data.folder.guidance-levels 0
-run fastv2v train-skd "$preset" --data "$data" --teacher "$runs/guided" --run "$runs/spatial" $same "$half"
+run fastv2v train-teacher "$preset" --data "$data" --run "$runs/guided" "${guided[@]}" \
+    --recipe.train.max-minutes "$minutes"
+run fastv2v train-teacher "$preset" --data "$data" --run "$runs/plain" "${plain[@]}" \
+    --recipe.train.max-minutes "$minutes"
+run fastv2v train-skd "$preset" --data "$data" --teacher "$runs/guided" --run "$runs/spatial" "${guided[@]}" \
+    --recipe.train.max-minutes "$half"
 run fastv2v train-tkd "$preset" --data "$data" --teacher "$runs/guided" --student "$runs/spatial" \
-    --run "$runs/student" $same "$half"
+    --run "$runs/student" "${guided[@]}" --recipe.train.max-minutes "$half"
 run fastv2v compare --teacher "$runs/guided" --plain "$runs/plain" --student "student=$runs/student" --gap 2 \
     --data "$data" --out "$runs/comparison" --world-gain 0.3 --keeps-gain 0.8
