@@ -125,7 +125,11 @@ def spatial_demo(
 
 
 def temporal_demo(
-    data: DataRecipe, helpers: HelperRecipe, objective: ObjectiveConfig, train: TrainConfig
+    data: DataRecipe,
+    helpers: HelperRecipe,
+    objective: ObjectiveConfig,
+    train: TrainConfig,
+    num_frames: int | None = None,
 ) -> TemporalRecipe:
     """The temporal stage in minutes on a CPU, for a stream with gap 4.
 
@@ -135,7 +139,8 @@ def temporal_demo(
     alone = replace(objective, weights=replace(objective.weights, flow=1.0))
     objective = _taught(alone)
     # Sequences of faces and poses are often short.
-    num_frames, lead_in = (29, 3) if data.folder.condition == "labels" else (17, 1)
+    num_frames = num_frames or (29 if data.folder.condition == "labels" else 17)
+    lead_in = 3 if num_frames > 17 else 1
     return TemporalRecipe(
         data=replace(data, sampling=replace(data.sampling, num_frames=num_frames)),
         task=TemporalConfig(

@@ -1,5 +1,5 @@
 # Sourced by the other scripts: installs the project into the active virtual environment, or into .venv beside it.
-# Does nothing twice: a stamp in the environment remembers what was installed.
+# Does nothing twice: a stamp in the environment remembers what was installed. $extra names a further extra of setup.py.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -10,9 +10,9 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
 fi
 
 wanted="$(cat "$root/setup.py" "$root/constraints.txt" | cksum) $root"
-stamp="$VIRTUAL_ENV/.fastv2v-installed"
+stamp="$VIRTUAL_ENV/.fastv2v-installed${extra:+-$extra}"
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "== installing into $VIRTUAL_ENV (once, some minutes)"
-    python -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[test]"
+    python -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[test${extra:+,$extra}]"
     echo "$wanted" > "$stamp"
 fi

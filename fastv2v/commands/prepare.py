@@ -16,7 +16,9 @@ from tqdm import tqdm
 from fastv2v.commands.arguments import parse
 from fastv2v.data.face import FaceConfig as FaceMaps
 from fastv2v.data.folder import FolderConfig
+from fastv2v.data.prepare.body import BodyConfig
 from fastv2v.data.prepare.edges import EdgeConfig
+from fastv2v.data.prepare.labels import LabelConfig
 from fastv2v.data.prepare.landmarks import FaceConfig
 from fastv2v.data.prepare.palette import PaletteConfig
 from fastv2v.data.prepare.survey import Excerpt, Progress
@@ -38,8 +40,8 @@ class Prepare:
     video: Annotated[Path, tyro.conf.Positional]
     """The video."""
     kind: Kind
-    """face: 68 landmarks (extra 'face'). edges: edge maps. palette: classes of colour and texture, found by
-    themselves."""
+    """face: 68 landmarks (extra 'face'). pose: body, hands and face (mediapipe). edges: edge maps. palette: classes of
+    colour and texture, found by themselves. labels: classes of a segmentation network of your own."""
     out: Path
     """Folder to make."""
     size: int | None = None
@@ -61,10 +63,14 @@ class Prepare:
     """Sequences of fewer frames are left out."""
     face: FaceConfig = field(default_factory=FaceConfig)
     """How faces are found."""
+    pose: BodyConfig = field(default_factory=BodyConfig)
+    """How people are found."""
     edges: EdgeConfig = field(default_factory=EdgeConfig)
     """Which edges are drawn."""
     palette: PaletteConfig = field(default_factory=PaletteConfig)
     """How a palette is fitted."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    """Which network reads the labels."""
     num_workers: int = 0
     """Processes; 0 for one on each core. The files are the same."""
     overwrite: bool = False
@@ -139,6 +145,12 @@ def tell(summary: dict[str, Any]) -> Iterator[str]:
     if "frames_with_a_face" in summary:
         found, looked = summary["frames_with_a_face"], summary["frames_looked_at"]
         yield f"a face in {found} of {looked} frames ({100 * found / looked:.1f} %)"
+    if "frames_with_a_person" in summary:
+        looked = summary["frames_looked_at"]
+        yield (
+            f"a person in {summary['frames_with_a_person']} of {looked} frames, the left hand in "
+            f"{summary['left_hands']}, the right hand in {summary['right_hands']}"
+        )
     if summary.get("frames_with_several_faces"):
         yield f"several faces in {summary['frames_with_several_faces']} frames; --face.choose says whose is taken"
     if summary.get("frames_mirrored_at_the_border"):

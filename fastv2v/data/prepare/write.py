@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from fastv2v.data.classes import CLASSES_FILE
 from fastv2v.data.face import CropBox
 from fastv2v.data.modalities import MODALITIES, Condition, Phase, place_of
-from fastv2v.data.prepare import landmarks
+from fastv2v.data.prepare import body, landmarks
+from fastv2v.data.prepare.body import BodyConfig, BodyFinder
 from fastv2v.data.prepare.chunks import Found, Piece, cut_into_pieces, process_pool, work_through
 from fastv2v.data.prepare.edges import EdgeConfig, draw_edges
+from fastv2v.data.prepare.labels import LabelConfig, classes_of, draw_labels, segmenter_of
 from fastv2v.data.prepare.landmarks import FaceConfig
 from fastv2v.data.prepare.palette import Palette, PaletteConfig, draw_palette, fit_palette, sample_pixels
 from fastv2v.data.prepare.survey import Excerpt, Frame, Progress, Survey, read_frames, survey_video
@@ -34,13 +36,15 @@ from fastv2v.video import write_image
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["face", "edges", "palette"]
+Kind = Literal["face", "pose", "edges", "palette", "labels"]
 """What frames shall be generated from."""
 
 CONDITIONS: Final[dict[Kind, Condition]] = {
     "face": "face",
+    "pose": "pose",
     "edges": "rgb",
     "palette": "labels",
+    "labels": "labels",
 }
 """The condition of the data room that a kind becomes."""
 
@@ -56,8 +60,8 @@ class PrepareConfig:
     """What is made of a video."""
 
     kind: Kind
-    """``face``: 68 landmarks, and frames cut around the head. ``edges``: edge maps. ``palette``: classes of colour and
-    texture."""
+    """``face``: 68 landmarks, and frames cut around the head. ``pose``: body, hands, face and a map of body parts.
+    ``edges``: edge maps. ``palette``: classes of colour and texture. ``labels``: classes of a segmentation network."""
     excerpt: Excerpt = field(default_factory=Excerpt)
     """Which part of the video, at what rate."""
     size: int | None = None
@@ -77,10 +81,14 @@ class PrepareConfig:
     """Sequences of fewer frames are left out."""
     face: FaceConfig = field(default_factory=FaceConfig)
     """How faces are found."""
+    pose: BodyConfig = field(default_factory=BodyConfig)
+    """How people are found."""
     edges: EdgeConfig = field(default_factory=EdgeConfig)
     """Which edges are drawn."""
     palette: PaletteConfig = field(default_factory=PaletteConfig)
     """How a palette is fitted."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    """Which network reads the labels."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -165,22 +173,29 @@ def prepare_video(
 def _check_tools(config: PrepareConfig) -> None:
     if config.kind == "face":
         landmarks.check_installed()
+    if config.kind == "labels":
+        segmenter_of(config.labels)
 
 
 def _request(video: Path, config: PrepareConfig) -> dict[str, Any]:
     """What decides the files, through JSON so that it compares equal to what is read."""
-    if not video.is_file():
-        digest, size = None, None  # the survey says what is wrong
-    else:
-        size = video.stat().st_size
-        with video.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
     settings = asdict(config)
-    for other in ("face", "edges", "palette"):
+    for other in ("face", "pose", "edges", "palette", "labels"):
         if other != config.kind:
             settings.pop(other)
-    request = {"version": _VERSION, "video": video.name, "bytes": size, "sha256": digest, "config": settings}
+    settings.get("pose", {}).pop("python", None)  # where mediapipe is installed changes nothing
+    if config.kind == "labels" and config.labels.model is not None:
+        settings["labels"]["model"] = _digest(config.labels.model)
+    request = {"version": _VERSION, "video": video.name, "sha256": _digest(video), "config": settings}
     return dict(json.loads(json.dumps(request)))
+
+
+def _digest(path: Path) -> str | None:
+    """Of the content of a file; None where there is none, which is told where it is used."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _found(out: Path, request: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -226,7 +241,13 @@ class _Preparation:
         """All stages; returns what was done."""
         survey = self._survey()
         shots = self._shots(survey)
-        looks = {"face": self._face, "palette": self._palette, "edges": self._edges}
+        looks = {
+            "face": self._face,
+            "pose": self._pose,
+            "palette": self._palette,
+            "edges": self._edges,
+            "labels": self._labels,
+        }
         shots, extra = looks[self.config.kind](survey, shots) if shots else ([], {})
         if not shots:
             raise DataError(f"{self.video}: no sequence of {self.config.shortest} frames is left ({self._why_lost()})")
@@ -261,12 +282,14 @@ class _Preparation:
 
     def _work(
         self, stage: str, survey: Survey, shots: Sequence[Shot],
-        work: Callable[[Piece], Callable[[list[Frame]], Found]], lead: int = 0,
+        work: Callable[[Piece], Callable[[list[Frame]], Found]], lead: int = 0, executor: Executor | None = None,
     ) -> dict[str, Found]:  # fmt: skip
         """One stage over all frames."""
         frames = read_frames(self.video, self.config.excerpt, survey, crop_bars=self.config.crop_bars)
         pieces = cut_into_pieces([shot.frames for shot in shots], _PIECE, lead)
-        return work_through(stage, pieces, frames, work, self.kept, self.executor, self.workers + 1, self.progress)
+        return work_through(
+            stage, pieces, frames, work, self.kept, executor or self.executor, self.workers + 1, self.progress
+        )
 
     def _writer(self, shots: Sequence[Shot]) -> FrameWriter:
         places: dict[int, Place] = {}
@@ -309,11 +332,25 @@ class _Preparation:
             )
 
         self._work("write", survey, shots, work, _LEAD)
-        classes = [
-            {"name": f"colour_{number:02d}", "color": colour} for number, colour in enumerate(palette.colours.tolist())
-        ]
+        names = [f"colour_{number:02d}" for number in range(len(palette.colours))]
+        self._write_classes(names, palette.colours)
+        return shots, {"size": list(fit.size), "classes": len(names)}
+
+    def _labels(self, survey: Survey, shots: list[Shot]) -> tuple[list[Shot], dict[str, Any]]:
+        fit = Fit.of(self._picture_size(survey), self.config.size, self.config.multiple)
+        writer = self._writer(shots)
+
+        def work(piece: Piece) -> Callable[[list[Frame]], Found]:
+            return functools.partial(write_labels, piece, writer=writer.of(piece), fit=fit, config=self.config.labels)
+
+        written = self._work("write", survey, shots, work, _LEAD)
+        table = classes_of(max(int(found["largest"]) for found in written.values()), self.config.labels)
+        self._write_classes(table.names, table.palette)
+        return shots, {"size": list(fit.size), "classes": len(table.names)}
+
+    def _write_classes(self, names: Iterable[str], colours: NDArray[np.uint8]) -> None:
+        classes = [{"name": name, "color": colour} for name, colour in zip(names, colours.tolist(), strict=True)]
         write_json(self.kept / "data" / CLASSES_FILE, {"schema": 1, "classes": classes})
-        return shots, {"size": list(fit.size), "classes": len(classes)}
 
     def _face(self, survey: Survey, shots: list[Shot]) -> tuple[list[Shot], dict[str, Any]]:
         config = self.config.face
@@ -367,6 +404,49 @@ class _Preparation:
             "frames_looked_at": len(seen),
             "frames_with_several_faces": several,
             "frames_mirrored_at_the_border": reaches_out,
+        }
+
+    def _pose(self, survey: Survey, shots: list[Shot]) -> tuple[list[Shot], dict[str, Any]]:
+        with BodyFinder(self.config.pose, self.workers) as finder, ThreadPoolExecutor(self.workers) as threads:
+            looked = self._work(
+                "people", survey, shots, lambda piece: functools.partial(finder.look, piece), _LEAD, threads
+            )
+        seen = {
+            number: has
+            for piece in cut_into_pieces([shot.frames for shot in shots], _PIECE, _LEAD)
+            for number, has in zip(piece.frames, body.has_body(looked[piece.name]), strict=True)
+        }
+        if not any(seen.values()):
+            raise DataError(f"{self.video}: nobody was found in any of {len(seen)} frames; choose another kind")
+        self.losses.add("without a person", sum(not has for has in seen.values()))
+        runs = [
+            [shot.frames[i] for i in run]
+            for shot in shots
+            for run in _runs([seen[number] or None for number in shot.frames])
+        ]
+        places = {
+            number: (looked[piece.name], position)
+            for piece in cut_into_pieces([shot.frames for shot in shots], _PIECE, _LEAD)
+            for position, number in enumerate(piece.frames)
+        }
+        shots = self._long_enough(runs)
+        fit = Fit.of(self._picture_size(survey), self.config.size, self.config.multiple)
+        writer = self._writer(shots)
+
+        def work(piece: Piece) -> Callable[[list[Frame]], Found]:
+            chosen = [places[number] for number in piece.frames]
+            found = {name: np.stack([one[name][i] for one, i in chosen]) for name in chosen[0][0]}
+            return functools.partial(
+                write_pose, piece, writer=writer.of(piece), fit=fit, found=found, config=self.config.pose
+            )
+
+        self._work("write", survey, shots, work)
+        return shots, {
+            "size": list(fit.size),
+            "frames_with_a_person": sum(seen.values()),
+            "frames_looked_at": len(seen),
+            "left_hands": sum(int((one["left_hand"][:, 0, 2] > 0).sum()) for one in looked.values()),
+            "right_hands": sum(int((one["right_hand"][:, 0, 2] > 0).sum()) for one in looked.values()),
         }
 
     def _summary(self, survey: Survey, shots: Sequence[Shot], extra: dict[str, Any]) -> dict[str, Any]:
@@ -512,6 +592,16 @@ def write_palette(
     return {}
 
 
+def write_labels(piece: Piece, frames: list[Frame], *, writer: FrameWriter, fit: Fit, config: LabelConfig) -> Found:
+    """Write the frames of a piece and what a network reads in them."""
+    fitted = [fit(frame) for frame in frames]
+    drawn = list(draw_labels(fitted, segmenter_of(config), config))[len(piece.lead) :]
+    for number, frame, labels in zip(piece.frames, fitted[len(piece.lead) :], drawn, strict=True):
+        writer.image("frames", number, frame)
+        writer.plane("labels", number, labels)
+    return {"largest": np.array(max(int(labels.max()) for labels in drawn))}
+
+
 def write_face(
     piece: Piece, frames: list[Frame], *, writer: FrameWriter, side: int,
     faces: dict[int, tuple[CropBox, NDArray[np.float64]]],
@@ -529,4 +619,18 @@ def write_face(
         points = (points - (box.left, box.top) + 0.5) * scale - 0.5
         text = "".join(f"{x:.2f},{y:.2f}\n" for x, y in points)
         write_bytes(writer.path("keypoints", number, MODALITIES["keypoints"].extensions[0]), text.encode())
+    return {}
+
+
+def write_pose(
+    piece: Piece, frames: list[Frame], *, writer: FrameWriter, fit: Fit, found: Found, config: BodyConfig
+) -> Found:
+    """Write the frames of a piece with the points of the person, and the map of body parts."""
+    for position, (number, frame) in enumerate(zip(piece.frames, frames, strict=True)):
+        cut = body.cut_to(found, position, fit.scaled, fit.size)
+        content = body.to_openpose(cut, 0, fit.size, config.confidence)
+        parts = body.part_map(content, cut["mask"][0], fit.size, config.min_mask)
+        writer.image("frames", number, fit(frame))
+        writer.image("densepose", number, parts)
+        write_bytes(writer.path("openpose", number, ".json"), json.dumps(content).encode())
     return {}
