@@ -37,7 +37,7 @@ from export.quantize import Feeds, calibration_feeds
 from export.warp_graph import Warp
 from fastv2v.contracts import History, StepModel
 from fastv2v.errors import ConfigError, FastV2VError, ParityError
-from fastv2v.nn.composite import CompositeGenerator
+from fastv2v.nn.generators import build_generator
 from fastv2v.render import rollout, start_history
 from students.presets import STUDENTS
 from teachers.presets import PRESETS
@@ -220,8 +220,8 @@ def teacher_row(name: str, drive: Drive, size: tuple[int, int], folder: Path) ->
         folder: for the file.
     """
     torch.manual_seed(0)
-    model = CompositeGenerator(PRESETS[name]().generator, drive.spec.channels, (26,)).eval()
-    report = export_step(model, folder / "teacher.onnx", size=size, spec=drive.spec)
+    model = cast(nn.Module, build_generator(PRESETS[name]().generator, drive.spec.channels, (26,))).eval()
+    report = export_step(cast(StepModel, model), folder / "teacher.onnx", size=size, spec=drive.spec)
     faults = check_graph(folder / "teacher.onnx")
     return {
         "name": f"teacher {name}",

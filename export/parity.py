@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.engines import Array, StepEngine
-from export.history import ArrayHistory
+from export.history import ArrayHistory, Points
 from export.inputs import StepCondition, from_encoded
 from fastv2v.errors import ParityError, ShapeError
 
@@ -99,19 +99,21 @@ class _Roll:
 
     engine: StepEngine
     conditions: Sequence[StepCondition]
-    history: ArrayHistory = field(init=False)
+    points: Sequence[Points | None]
     length: int
     seed: Array | None
+    history: ArrayHistory = field(init=False)
 
     def __post_init__(self) -> None:
-        scale = self.engine.form.scale
-        self.history = ArrayHistory(self.conditions[0].past, self.length, self.seed, scale=scale)
+        self.history = ArrayHistory(
+            self.conditions[0].past, self.length, self.seed, scale=self.engine.form.scale, points=self.points[0]
+        )
 
     def step(self, index: int, frame: Array | None = None) -> dict[str, NDArray[Any]]:
         """Make one frame; remember it, or the one that is given in its place."""
-        condition, past = self.conditions[index], self.history
-        made = self.engine.run(condition, past.conditions, past.frames, past.valid)
-        past.advance(condition.past, made["frame"][0] if frame is None else frame)
+        condition, ids, past = self.conditions[index], self.points[index], self.history
+        made = self.engine.run(past.guided(condition, ids), past.conditions, past.frames, past.valid)
+        past.advance(condition.past, made["frame"][0] if frame is None else frame, ids)
         return made
 
 
@@ -123,6 +125,7 @@ def compare_engines(
     seed_frame: Array | None = None,
     *,
     own_frames: bool = True,
+    points: Points | None = None,
 ) -> EngineParity:
     """Roll a clip out in both and compare all outputs that both give.
 
@@ -134,6 +137,7 @@ def compare_engines(
         seed_frame: the real frame of the first condition, (3, H, W) in [-1, 1]; that one is then not synthesised.
         own_frames: feed the engine its own frames, as in use; otherwise the reference's, which tells errors of single
             steps from what becomes of them.
+        points: point ids of each level, (T, H / 2^k, W / 2^k), where the student is guided by its painted world.
 
     Returns:
         The differences.
@@ -144,8 +148,9 @@ def compare_engines(
     first = 0 if seed_frame is None else 1
     if conditions.ndim != 4 or len(conditions) <= first:
         raise ShapeError(f"conditions {conditions.shape} leave nothing to compare engines on")
+    ids = [None if points is None else [level[t] for level in points] for t in range(len(conditions))]
     rolls = [
-        _Roll(one, [from_encoded(one.form, x) for x in conditions], length=history_length, seed=seed_frame)
+        _Roll(one, [from_encoded(one.form, x) for x in conditions], ids, history_length, seed_frame)
         for one in (engine, reference)
     ]
     sums: dict[str, _Sum] = {}

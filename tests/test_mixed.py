@@ -12,6 +12,7 @@ from export.choose import Probe
 from export.engines import WARP_SELF_TEST, OnnxRuntimeEngine
 from export.graph_check import check_graph
 from export.graphs import load_graph, save_graph
+from export.inputs import ConditionForm
 from export.mixed import MixedConfig, mixed_graph, plan_mixed, rounded_graph, to_bf16_bits
 from export.onnx_graph import export_step, write_self_test
 from export.outside import OutsideEngine, OutsideWarp, finish_outside
@@ -328,6 +329,27 @@ class TestParity:
         same = compare_engines(right, right, CLIP, 2, seed)
         same.require(200)
         assert same.drift == (0.0,) * 5
+
+    def test_a_guided_student_sees_what_each_engine_painted_itself(self):
+        class Guided:
+            """Draws what it is shown of the world, one brighter."""
+
+            name, precision, form = "guided", "f32", ConditionForm(scale=4, labels=True, guidance=4)
+
+            def __init__(self, first):
+                self.first = first
+
+            def run(self, condition, past, frames, valid):
+                shown = condition.inputs["guidance"][:, :3]
+                return {"frame": np.clip(shown + 0.25, -1, 1) if valid[0] else np.full_like(shown, self.first)}
+
+        conditions = np.zeros((4, 8, *SIZE), np.float32)
+        points = [np.tile(np.arange(SIZE[0] * SIZE[1], dtype=np.int64).reshape(SIZE), (4, 1, 1))]
+        parity = compare_engines(Guided(-0.5), Guided(0.0), conditions, 2, points=points)
+        unguided = compare_engines(Guided(-0.5), Guided(0.0), conditions, 2)
+        assert parity.drift[0] == unguided.drift[0] == 0.5
+        assert min(parity.drift[1:]) > 0.4  # each went on from its own world
+        assert unguided.drift[1:] == (0.0,) * 3
 
     def test_a_frame_that_is_not_a_number_is_refused(self, slim):
         right = OnnxRuntimeEngine(slim, 1)
