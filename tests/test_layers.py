@@ -45,6 +45,7 @@ TORCH_FREE = (
     "fastv2v.data.manifest",
     "fastv2v.data.modalities",
     "fastv2v.data.packed",
+    "fastv2v.data.paired",
     "fastv2v.data.painter",
     "fastv2v.data.plain_pickle",
     "fastv2v.data.pose",

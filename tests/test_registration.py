@@ -7,7 +7,7 @@ import pytest
 
 from fastv2v.data import painter
 from fastv2v.data.cameras import Camera, checked_pose, read_intrinsics, read_pose, scaled_intrinsics
-from fastv2v.data.registration import PosedDepth, RegistrationConfig, register
+from fastv2v.data.registration import PointRegister, PosedDepth, RegistrationConfig, seen_from
 from fastv2v.errors import ConfigError, DataError
 
 SIZE = (48, 64)
@@ -49,6 +49,12 @@ def path(steps=6):
 
 
 DEFAULT = RegistrationConfig()
+
+
+def register(frames, config):
+    points = PointRegister(config)
+    for frame in frames:
+        yield points.add(frame)
 
 
 def run(poses, config=DEFAULT, change=lambda depth, pose: (depth, pose, CAMERA)):
@@ -231,3 +237,21 @@ class TestRegister:
     def test_nonsense_settings_are_refused(self, fields):
         with pytest.raises(ConfigError):
             RegistrationConfig(**fields)
+
+
+class TestSeenFrom:
+    def test_the_same_camera_sees_the_same(self):
+        depth, _ = look(pose_at())
+        depth[0, :5] = 0
+        assert np.allclose(seen_from(depth, CAMERA, CAMERA, (0, 0, 0)), depth, rtol=1e-6)
+
+    def test_a_camera_beside_it_sees_a_wall_shifted(self):
+        step = WALL / 60 * 5
+        moved = seen_from(np.full(SIZE, WALL), CAMERA, CAMERA, (step, 0, 0))
+        assert (moved[:, :5] == 0).all() and np.allclose(moved[:, 5:], WALL)
+
+    def test_the_nearest_of_two_wins(self):
+        depth = np.zeros(SIZE)
+        depth[24, 28], depth[24, 30] = 4.0, 2.0
+        wide = Camera(np.array([[1.0, 0, 31.5], [0, 1.0, 23.5], [0, 0, 1]]))  # all of it falls into few pixels
+        assert seen_from(depth, CAMERA, wide, (0, 0, 0)).max() == 2

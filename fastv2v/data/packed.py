@@ -42,6 +42,8 @@ else:
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and their total."""
+Convert = Callable[[str, bytes], bytes]
+"""What is stored of a file, from its key and its bytes."""
 
 _RECORD_KEY: Final = b"fastv2v-packed"
 _SCHEMA: Final = 1
@@ -337,6 +339,7 @@ def pack_files(
     *,
     record: Mapping[str, Any],
     overwrite: bool = False,
+    convert: Convert | None = None,
     progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Pack any files, then read all of them back and compare.
@@ -346,10 +349,11 @@ def pack_files(
         target: the packed data set; appears complete or not at all.
         record: kept with the data set, in JSON.
         overwrite: replace a packed data set found there.
+        convert: what is stored in place of a file's own bytes.
         progress: as for ``pack_folder``.
 
     Returns:
-        The number of files, and their bytes.
+        The number of files, and the bytes that were stored.
 
     Raises:
         DataError: if a file cannot be read, its path is too long for a key, or the target exists or cannot be written.
@@ -367,7 +371,7 @@ def pack_files(
     try:
         payload = scratch / "packed"
         try:
-            num_files, num_bytes = _write(lmdb, payload, files, record, progress)
+            num_files, num_bytes = _write(lmdb, payload, files, record, convert, progress)
         except lmdb.Error as error:
             raise DataError(f"{target} cannot be written ({error}); check the free space and permissions") from error
         _verify(payload, target, num_files, progress)
@@ -533,6 +537,7 @@ def _write(
     payload: Path,
     files: Mapping[str, Path | None],
     record: Mapping[str, Any],
+    convert: Convert | None,
     progress: Progress | None,
 ) -> tuple[int, int]:
     """Write a new database; returns the number of files and their bytes."""
@@ -549,6 +554,8 @@ def _write(
                 limit = env.max_key_size()
                 raise DataError(f"{os.fsdecode(key)}: a packed path has at most {limit} bytes; shorten its names")
             data = None if path is None else _read(path)
+            if convert is not None and data is not None:
+                data = convert(os.fsdecode(key), data)
             batch.append((key, data))
             if data is not None:
                 num_files, num_bytes, pending = num_files + 1, num_bytes + len(data), pending + len(data)

@@ -6,7 +6,6 @@ however many gaps the points in front have. So a place that comes back gets the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,27 +60,55 @@ class PosedDepth(NamedTuple):
     """(H, W): pixels of things that move, or of sky; they show no point."""
 
 
-def register(frames: Iterable[PosedDepth], config: RegistrationConfig) -> Iterator[NDArray[np.int32]]:
-    """Say which point is seen at which pixel, frame after frame.
+def seen_from(
+    depth: NDArray[np.floating], camera: Camera, other: Camera, shift: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """A depth map as another camera beside the first one has it: that of the colour picture.
 
     Args:
-        frames: of one sequence, in order of time.
-        config: tolerances.
+        depth: (H, W) along the optical axis, 0 where nothing was measured.
+        camera: took the depth map.
+        other: takes the frame, of the same size and looking the same way.
+        shift: is added to coordinates of the first camera to have those of the other.
 
-    Yields:
-        Point ids of each frame, (H, W), numbered by first appearance; -1 without depth.
+    Returns:
+        (H, W) as the other camera sees it, the nearest where several fall into one pixel; 0 for none.
+    """
+    values = np.asarray(depth, np.float64).ravel()
+    known = np.flatnonzero(np.isfinite(values) & (values > 0))
+    points = camera.rays(depth.shape).reshape(-1, 3)[known] * values[known, None] + np.asarray(shift, np.float64)
+    points = points[points[:, 2] > 0]
+    columns, rows = (np.floor(c + 0.5) for c in other.project(points))
+    inside = (columns >= 0) & (columns < depth.shape[1]) & (rows >= 0) & (rows < depth.shape[0])
+    pixel = (rows[inside] * depth.shape[1] + columns[inside]).astype(np.int64)
+    nearest = np.full(depth.size, np.inf)
+    np.minimum.at(nearest, pixel, points[inside, 2])
+    return np.where(np.isfinite(nearest), nearest, 0).reshape(depth.shape).astype(np.float32)
 
-    Raises:
-        DataError: if a mask differs in size from its depth map.
+
+class PointRegister:
+    """The points of one sequence; every frame finds those known so far and adds what it sees first.
 
     Source:
         Incremental registration: project, compare with depth, add what is new (as in RGB-D mapping).
     """
-    points = np.empty((0, 3))
-    for frame in frames:
-        ids, fresh = _register_one(points, frame, config)
-        points = np.concatenate([points, fresh])
-        yield ids
+
+    def __init__(self, config: RegistrationConfig) -> None:
+        self._config = config
+        self._points = np.empty((0, 3))
+
+    def add(self, frame: PosedDepth) -> NDArray[np.int32]:
+        """Say which point is seen at which pixel of the next frame.
+
+        Returns:
+            Point ids, (H, W), numbered by first appearance; -1 without depth.
+
+        Raises:
+            DataError: if the mask differs in size from the depth map.
+        """
+        ids, fresh = _register_one(self._points, frame, self._config)
+        self._points = np.concatenate([self._points, fresh])
+        return ids
 
 
 def _register_one(points: Float, frame: PosedDepth, config: RegistrationConfig) -> tuple[NDArray[np.int32], Float]:

@@ -258,6 +258,7 @@ def _run_colmap(
         if mask is not None:
             cv2.imwrite(str(masks / f"{number:06d}.png.png"), np.where(mask, 0, 255).astype(np.uint8))
     colmap.set_random_seed(config.seed)
+    colmap.logging.minloglevel = colmap.logging.Level.ERROR.value  # its progress is no concern of our caller's
     reading = colmap.ImageReaderOptions(camera_model="SIMPLE_RADIAL")
     if config.focal is not None:
         reading.camera_params = f"{config.focal},{size[1] / 2},{size[0] / 2},0"

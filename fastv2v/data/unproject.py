@@ -28,7 +28,7 @@ from fastv2v.data.images import read_image, read_label
 from fastv2v.data.modalities import MODALITIES, Layout, Modality, Phase, list_sequences
 from fastv2v.data.packed import data_path, is_packed
 from fastv2v.data.painter import ArrayWorld, empty_world, paint, render
-from fastv2v.data.registration import PosedDepth, RegistrationConfig, register
+from fastv2v.data.registration import PointRegister, PosedDepth, RegistrationConfig, seen_from
 from fastv2v.data.sequences import by_number
 from fastv2v.data.sfm import SfmConfig, reconstruct
 from fastv2v.data.unprojection import Levels, pyramid, write_unprojection
@@ -89,6 +89,12 @@ class UnprojectConfig:
     """Which parts of the data set."""
     file_format: Literal["npz", "pkl"] = "npz"
     """``pkl``: imaginaire's layout."""
+    colour_focal: float | None = None
+    """Focal length in pixels of the camera that took the frames, where intrinsics and poses are those of a depth
+    sensor beside it (``depth``). ``None``: depth maps and frames were taken by one camera, or fit already."""
+    colour_shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """With ``colour_focal``: what is added to coordinates of the depth sensor to have those of the other camera, in
+    metres (x right, y down, z forward)."""
     registration: RegistrationConfig = field(default_factory=RegistrationConfig)
     """When a known point and a pixel are the same place (``depth``, ``sfm``)."""
     sfm: SfmConfig = field(default_factory=SfmConfig)
@@ -101,6 +107,11 @@ class UnprojectConfig:
             raise ConfigError(f"source is one of {', '.join(get_args(PointSource))}, got '{self.source}'")
         if not 1 <= self.levels <= MAX_GUIDANCE_LEVELS:
             raise ConfigError(f"levels is 1 to {MAX_GUIDANCE_LEVELS}, got {self.levels}")
+        object.__setattr__(self, "colour_shift", tuple(self.colour_shift))
+        if self.colour_focal is not None and self.colour_focal <= 0:
+            raise ConfigError(f"colour_focal must be above 0 pixels, got {self.colour_focal}")
+        if self.colour_focal is None and any(self.colour_shift):
+            raise ConfigError("colour_shift goes with colour_focal; give both")
         if self.file_format not in ("npz", "pkl"):
             raise ConfigError(f"file_format is npz or pkl, got '{self.file_format}'")
         if not self.phases or not set(self.phases) <= set(get_args(Phase)):
@@ -341,8 +352,23 @@ def _versions(source: str) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------------- sources
 
 
-def _from_depth(root: Path, video: Video, config: UnprojectConfig) -> Iterator[Seen | None]:
-    """Registration of depth maps with their poses."""
+def posed_frames(root: Path, video: Video, config: UnprojectConfig) -> Iterator[PosedDepth | None]:
+    """Depth and pose of each frame of a sequence, read from ``<phase>_depth`` and ``<phase>_camera``.
+
+    Depth maps are 16 bits, in millimetres; poses 4x4 camera-to-world; ``intrinsics.txt`` 3x3, beside the poses, above
+    them or in the data set's folder.
+
+    Args:
+        root: of the data set.
+        video: the sequence.
+        config: which camera took the frames, what is movable.
+
+    Yields:
+        In the order of frames; ``None`` for those without depth or pose.
+
+    Raises:
+        DataError: if folders or intrinsics are missing, no frame has both, or a file is damaged or of another size.
+    """
     cameras = _CAMERA.directory(root, video.layout, video.phase)
     depths = _DEPTH.directory(root, video.layout, video.phase)
     lacking = [str(d.relative_to(root)) for d in (depths, cameras) if not d.is_dir()]
@@ -359,32 +385,42 @@ def _from_depth(root: Path, video: Video, config: UnprojectConfig) -> Iterator[S
             f"{cameras / video.name}: there is no {_INTRINSICS}.txt, here, above or in {root}; add 3x3 numbers"
         )
     camera = Camera(read_intrinsics(intrinsics))
-    usable = [stem for stem in video.frames if stem in depth_files and stem in poses]
-    if not usable:
+    if not any(stem in depth_files and stem in poses for stem in video.frames):
         raise DataError(
             f"{root}: no frame of sequence '{video.name}' has a depth map and a pose of the same name; "
             f"{len(depth_files)} depth maps and {len(poses)} poses were found"
         )
     moving = _MovingMask(root, video, config.movable)
-    read: dict[str, NDArray[np.float32]] = {}
+    size: tuple[int, ...] | None = None
+    for stem, path in video.frames.items():
+        if stem not in depth_files or stem not in poses:
+            yield None
+            continue
+        depth = read_label(depth_files[stem]).astype(np.float32) * np.float32(_MILLIMETRE)
+        size = size or read_image(path).shape[:2]
+        if depth.shape != size:
+            raise DataError(
+                f"{depth_files[stem]} is {depth.shape[1]}x{depth.shape[0]} pixels and the frames "
+                f"{size[1]}x{size[0]}; scale depth maps to the frames, with the nearest pixel"
+            )
+        pose, taken_by = read_pose(poses[stem]), camera
+        if config.colour_focal is not None:
+            taken_by = _colour_camera(config.colour_focal, depth.shape)
+            depth = seen_from(depth, camera, taken_by, config.colour_shift)
+            pose[:3, 3] -= pose[:3, :3] @ config.colour_shift
+        yield PosedDepth(depth, taken_by, pose, moving.of(stem, depth.shape))
 
-    def posed() -> Iterator[PosedDepth]:
-        size: tuple[int, ...] | None = None
-        for stem in usable:
-            depth = read_label(depth_files[stem]).astype(np.float32) * np.float32(_MILLIMETRE)
-            size = read_image(video.frames[stem]).shape[:2] if size is None else size
-            if depth.shape != size:
-                raise DataError(
-                    f"{depth_files[stem]} is {depth.shape[1]}x{depth.shape[0]} pixels and the frames "
-                    f"{size[1]}x{size[0]}; scale depth maps to the frames, with the nearest pixel"
-                )
-            read.clear()
-            read[stem] = depth
-            yield PosedDepth(depth, camera, read_pose(poses[stem]), moving.of(stem, depth.shape))
 
-    registered = register(posed(), config.registration)
-    for stem in video.frames:
-        yield Seen(next(registered), read[stem]) if stem in usable else None
+def _from_depth(root: Path, video: Video, config: UnprojectConfig) -> Iterator[Seen | None]:
+    """Registration of depth maps with their poses."""
+    points = PointRegister(config.registration)
+    for frame in posed_frames(root, video, config):
+        yield None if frame is None else Seen(points.add(frame), frame.depth)
+
+
+def _colour_camera(focal: float, size: tuple[int, ...]) -> Camera:
+    """A camera whose axis meets the middle of the picture."""
+    return Camera(np.array([[focal, 0, (size[1] - 1) / 2], [0, focal, (size[0] - 1) / 2], [0, 0, 1]]))
 
 
 def _from_frames(root: Path, video: Video, config: UnprojectConfig) -> Iterator[Seen | None]:
@@ -393,9 +429,9 @@ def _from_frames(root: Path, video: Video, config: UnprojectConfig) -> Iterator[
     posed = reconstruct(video.frames, config.sfm, excluded=moving.of)
     # Depth is in no unit: only tolerances relative to it have a meaning.
     tolerances = asdict(config.registration) | {"absolute_tolerance": 0.0, "min_depth": 1e-9, "max_depth": 1e12}
-    registered = register((frame for frame in posed.values() if frame), RegistrationConfig(**tolerances))
+    points = PointRegister(RegistrationConfig(**tolerances))
     for frame in posed.values():
-        yield None if frame is None else Seen(next(registered), frame.depth)
+        yield None if frame is None else Seen(points.add(frame), frame.depth)
 
 
 def _from_world(root: Path, video: Video, config: UnprojectConfig) -> Iterator[Seen | None]:

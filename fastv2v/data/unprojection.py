@@ -18,7 +18,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,14 +83,24 @@ def write_unprojection(path: Path, levels: Sequence[NDArray[np.integer[Any]]]) -
         raise DataError(f"{path}: the unprojection cannot be written ({error.strerror})") from error
 
 
-def _npz_bytes(levels: Levels) -> bytes:
+def stored_bytes(data: bytes, where: str) -> bytes:
+    """An unprojection file of either kind as ``.npz`` that is not compressed, which is read several times faster.
+
+    Raises:
+        DataError: as ``read_unprojection``.
+    """
+    levels = parse_pickle(data, where) if where.lower().endswith(".pkl") else _parse_npz(Path(where), data)
+    return _npz_bytes(levels, np.savez)
+
+
+def _npz_bytes(levels: Levels, save: Callable[..., None] = np.savez_compressed) -> bytes:
     arrays: dict[str, NDArray[Any]] = {"sizes": np.array([level.shape for level in levels], np.uint32)}
     for k, ids in enumerate(levels):
         pixels = np.flatnonzero(ids >= 0)
         arrays[f"pixel{k}"] = pixels.astype(np.uint32)
         arrays[f"point{k}"] = ids.ravel()[pixels].astype(np.uint32)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    save(buffer, **arrays)
     return buffer.getvalue()
 
 
