@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,7 +49,7 @@ class SfmConfig:
     """Focal length in pixels, where it is known. ``None``: found together with the poses."""
     min_registered: float = 0.5
     """Share of the frames that must get a pose."""
-    neighbours: int = 6
+    neighbours: int = 4
     """Depth of a frame comes from flow to so many frames on either side; those that stand too near are no help."""
     min_angle: float = 1.0
     """Two rays of a point must differ by so many degrees."""
@@ -91,7 +91,7 @@ class Reconstruction(NamedTuple):
 
 def reconstruct(
     frames: Mapping[str, Path], config: SfmConfig, *, excluded: Mask | None = None
-) -> dict[str, PosedDepth | None]:
+) -> Iterator[PosedDepth | None]:
     """Camera and depth of each frame of a sequence.
 
     Args:
@@ -99,24 +99,30 @@ def reconstruct(
         config: how.
         excluded: says which pixels show things that move; they get no depth, and no features are taken from them.
 
-    Returns:
-        For each stem its depth (0 where unknown) with camera and pose, ``None`` where no pose was found.
+    Yields:
+        For each frame its depth (0 where unknown) with camera and pose, ``None`` where no pose was found.
 
     Raises:
         DataError: if no camera motion is found, or for too few frames; the message says what to try.
         MissingExtraError: if pycolmap is not installed.
     """
     found = find_poses(frames, config, excluded=excluded)
-    pictures = {stem: cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY) for stem, path in frames.items()}
-    order = [stem for stem in frames if stem in found.poses]
-    answer: dict[str, PosedDepth | None] = dict.fromkeys(frames)
-    for place, stem in enumerate(order):
-        near = order[max(place - config.neighbours, 0) : place] + order[place + 1 : place + 1 + config.neighbours]
-        others = [(pictures[other], found.poses[other]) for other in near]
-        depth = triangulated_depth(pictures[stem], found.poses[stem], others, found.camera, config)
+    order = list(found.poses)
+    grey: dict[str, NDArray[np.uint8]] = {}
+    for stem in frames:
+        if stem not in found.poses:
+            yield None
+            continue
+        place = order.index(stem)
+        window = order[max(place - config.neighbours, 0) : place + 1 + config.neighbours]
+        grey = {
+            other: grey[other] if other in grey else cv2.cvtColor(read_image(frames[other]), cv2.COLOR_RGB2GRAY)
+            for other in window
+        }
+        others = [(grey[other], found.poses[other]) for other in window if other != stem]
+        depth = triangulated_depth(grey[stem], found.poses[stem], others, found.camera, config)
         mask = None if excluded is None else excluded(stem, depth.shape)
-        answer[stem] = PosedDepth(depth, found.camera, found.poses[stem], mask)
-    return answer
+        yield PosedDepth(depth, found.camera, found.poses[stem], mask)
 
 
 def find_poses(frames: Mapping[str, Path], config: SfmConfig, *, excluded: Mask | None = None) -> Reconstruction:

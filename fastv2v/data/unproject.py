@@ -426,11 +426,10 @@ def _colour_camera(focal: float, size: tuple[int, ...]) -> Camera:
 def _from_frames(root: Path, video: Video, config: UnprojectConfig) -> Iterator[Seen | None]:
     """Structure from motion, then registration of the depth that it gives."""
     moving = _MovingMask(root, video, config.movable)
-    posed = reconstruct(video.frames, config.sfm, excluded=moving.of)
     # Depth is in no unit: only tolerances relative to it have a meaning.
     tolerances = asdict(config.registration) | {"absolute_tolerance": 0.0, "min_depth": 1e-9, "max_depth": 1e12}
     points = PointRegister(RegistrationConfig(**tolerances))
-    for frame in posed.values():
+    for frame in reconstruct(video.frames, config.sfm, excluded=moving.of):
         yield None if frame is None else Seen(points.add(frame), frame.depth)
 
 
