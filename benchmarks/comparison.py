@@ -566,18 +566,18 @@ def verdicts(
 def _world_verdicts(
     criteria: Criteria, rows: Mapping[str, Row], subject: str, teacher: str, plain: str
 ) -> Iterator[Verdict]:
-    """What guidance gains the teacher, and how much of it the student keeps."""
+    """What guidance gains the teacher, and how much of it the student keeps: nothing where there is no gain."""
     if criteria.world_gain is None and criteria.keeps_gain is None:
         return
     key, heading = criteria.world_measure, ALL_MEASURES[criteria.world_measure]
     unguided, guided = _value(rows, plain, key), _value(rows, teacher, key)
     if criteria.world_gain is not None:
-        share = 1 - guided / unguided if unguided else math.nan
+        share = 1 - guided / unguided if unguided else 0.0
         name = f"{teacher}: share by which its {heading} lies below {plain}, at least"
         yield Verdict(name, criteria.world_gain, share, share >= criteria.world_gain)
     if criteria.keeps_gain is not None:
         gain = unguided - guided
-        kept = (unguided - _value(rows, subject, key)) / gain if gain > 0 else math.nan
+        kept = (unguided - _value(rows, subject, key)) / gain if gain > 0 else 0.0
         name = f"{subject}: share of the gain in {heading} that is kept, at least"
         yield Verdict(name, criteria.keeps_gain, kept, kept >= criteria.keeps_gain)
 

@@ -138,9 +138,9 @@ def test_verdicts_on_guidance() -> None:
     assert (gains.measured, gains.passed) == (pytest.approx(0.4), True)
     assert (keeps.measured, keeps.passed) == (pytest.approx(3.5 / 4), False)
     rows["teacher"]["world_error"] = 11.0  # no gain, nothing to keep
-    assert not any(
-        verdict.passed for verdict in verdicts(Criteria(world_gain=0.3, keeps_gain=0.9), rows, "teacher", shares)
-    )
+    lost, nothing = verdicts(Criteria(world_gain=0.3, keeps_gain=0.9), rows, "teacher", shares)
+    assert (lost.measured, lost.passed) == (pytest.approx(-0.1), False)
+    assert (nothing.measured, nothing.passed) == (0.0, False)
     with pytest.raises(ConfigError, match="which was not measured for plain"):
         verdicts(Criteria(world_gain=0.3), {"teacher": {}, "plain": {}, "student": {}}, "teacher", shares)
 
