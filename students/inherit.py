@@ -14,6 +14,7 @@ from fastv2v.errors import ConfigError
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.generators import VideoConfig, VideoGenerator
 from fastv2v.nn.slim import SlimDecoder, SlimGenerator
+from fastv2v.nn.spade import SpadeGenerator
 
 Selection = Mapping[str, Tensor]
 """Channels that are kept of each group, (kept,) of int64."""
@@ -62,7 +63,7 @@ class ChannelPlan:
         like: group the channels of a composite generator as this one's skips ask for; by default as its own do.
 
     Raises:
-        ConfigError: if it has several scales.
+        ConfigError: if it has several scales, or is made of SPADE blocks.
     """
 
     def __init__(self, generator: VideoGenerator, like: VideoGenerator | None = None) -> None:
@@ -75,6 +76,10 @@ class ChannelPlan:
             self._follow_slim(generator)
         elif isinstance(generator, CompositeGenerator):
             self._follow_composite(generator, (like or generator).config)
+        elif isinstance(generator, SpadeGenerator):
+            raise ConfigError(
+                "a SPADE generator hands no weights down: its layers are like no student's; leave --inherit out"
+            )
         else:
             raise ConfigError(
                 f"a generator of {generator.config.num_scales} scales hands no weights down; inherit from one of a "

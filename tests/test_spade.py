@@ -20,6 +20,7 @@ from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.losses.guidance import guidance_loss, unseen_loss
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
 from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig
+from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.generators import build_generator
 from fastv2v.nn.spade import (
@@ -43,6 +44,7 @@ from fastv2v.render import Chunk, render_clip, rollout_chunks, stack_outputs, st
 from fastv2v.run import open_run
 from fastv2v.seed import generator_for
 from fastv2v.train import TrainConfig, fit
+from students.inherit import inherit_weights
 from teachers.presets import FIRST_PRESETS, PRESETS
 from teachers.task import TeacherTask, TeacherTaskConfig
 
@@ -329,6 +331,12 @@ class TestStep:
             replace(SHAPE, **wrong)
         with pytest.raises(ConfigError, match="kernel must be odd"):
             ModulationConfig(kernel=2)
+
+
+def test_it_hands_no_weights_down():
+    student = CompositeGenerator(CompositeConfig(width=2, num_downsamples=2, num_blocks=2), LABELS)
+    with pytest.raises(ConfigError, match="a SPADE generator hands no weights down"):
+        inherit_weights(student, spade())
 
 
 class TestArchitecture:
