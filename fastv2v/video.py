@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fastv2v.data.images import read_image, read_label
 from fastv2v.errors import MediaError, MissingExtraError, ShapeError
+from fastv2v.mark import SOURCE_TYPE, is_mark, mark_png, mark_text, mp4_box, png_mark
 
 __all__ = [
     "VIDEO_SUFFIXES",
@@ -36,6 +37,7 @@ __all__ = [
     "probe_video",
     "read_image",
     "read_label",
+    "read_mark",
     "read_video",
     "write_image",
     "write_video",
@@ -43,9 +45,6 @@ __all__ = [
 
 VIDEO_SUFFIXES: Final = (".mp4", ".mkv")
 """Extensions a video may be written under; any kind that ffmpeg knows can be read."""
-
-SYNTHETIC_COMMENT: Final = "Synthesised by fastv2v: these pictures were made by a network and show no real event."
-"""Put into the metadata of every video that is not a recording."""
 
 _NEEDED: Final = (
     "video files need the packages ffmpeg-python and imageio-ffmpeg: pip install ffmpeg-python imageio-ffmpeg"
@@ -82,7 +81,9 @@ class VideoWriter:
         fps: frames per second.
         lossless: keep every pixel exactly.
         crf: quality of the lossy form, 0 (best) to 51.
-        synthetic: state in the metadata that the pictures were made by a network. Turn it off for recordings only.
+        synthetic: state in the metadata that the pictures were made by a network (``read_mark``). Turn it off for
+            recordings only.
+        made_by: the bundle or run that made them, for the mark.
 
     Raises:
         MediaError: for an unknown extension, a nonsensical rate or quality, or when ffmpeg fails.
@@ -96,6 +97,7 @@ class VideoWriter:
         lossless: bool = False,
         crf: int = 18,
         synthetic: bool = True,
+        made_by: str = "",
     ) -> None:
         self.path = Path(path)
         if self.path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -106,7 +108,8 @@ class VideoWriter:
             raise MediaError(f"{self.path}: crf must lie in 0..51, got {crf}")
         self.num_frames = 0
         self._fps = Fraction(fps).limit_denominator(1001)
-        self._lossless, self._crf, self._synthetic = lossless, crf, synthetic
+        self._lossless, self._crf = lossless, crf
+        self._mark = mark_text(made_by) if synthetic else ""
         self._shape: tuple[int, ...] = ()
         self._temporary = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex[:8]}{self.path.suffix}")
         self._process: FfmpegProcess | None = None
@@ -154,6 +157,9 @@ class VideoWriter:
             raise MediaError(f"{self.path}: a video needs at least one frame, none was given")
         try:
             self._process.finish()
+            if self._mark and self.path.suffix.lower() == ".mp4":
+                with self._temporary.open("ab") as file:
+                    file.write(mp4_box(self._mark))
             os.replace(self._temporary, self.path)
         except OSError as error:
             raise MediaError(f"{self.path}: the video cannot be written ({error.strerror})") from error
@@ -178,8 +184,12 @@ class VideoWriter:
             options = {"vcodec": "libx264rgb", "crf": 0, "pix_fmt": "rgb24"}
         if self.path.suffix.lower() == ".mp4":
             options["movflags"] = "+faststart"
-        if self._synthetic:
-            options["metadata"] = f"comment={SYNTHETIC_COMMENT}"
+        if self._mark:
+            tags = {"comment": self._mark, "description": self._mark}
+            if self.path.suffix.lower() == ".mkv":
+                tags["digital_source_type"] = SOURCE_TYPE
+            # ffmpeg-python gives an option once; the number makes equal ones differ and means nothing to ffmpeg.
+            options |= {f"metadata:g:{i}": f"{key}={value}" for i, (key, value) in enumerate(tags.items())}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -198,6 +208,7 @@ def write_video(
     lossless: bool = False,
     crf: int = 18,
     synthetic: bool = True,
+    made_by: str = "",
 ) -> int:
     """Write frames as a video; see ``VideoWriter`` for the formats.
 
@@ -208,6 +219,7 @@ def write_video(
         lossless: keep every pixel exactly.
         crf: quality of the lossy form, 0 (best) to 51.
         synthetic: state in the metadata that the pictures were made by a network.
+        made_by: the bundle or run that made them, for the mark.
 
     Returns:
         Number of frames written.
@@ -216,7 +228,7 @@ def write_video(
         MediaError: if the video cannot be written or there are no frames.
         ShapeError: if a frame is no 8-bit RGB picture or of another size than the first.
     """
-    with VideoWriter(path, fps, lossless=lossless, crf=crf, synthetic=synthetic) as writer:
+    with VideoWriter(path, fps, lossless=lossless, crf=crf, synthetic=synthetic, made_by=made_by) as writer:
         for frame in frames:
             writer.write(frame)
     return writer.num_frames
@@ -324,12 +336,48 @@ def frame_times(path: str | os.PathLike[str]) -> NDArray[np.float64]:
     return np.sort(np.array(times, np.float64)) * float(time_base)
 
 
-def write_image(path: str | os.PathLike[str], rgb: NDArray[np.uint8]) -> None:
+def read_mark(path: str | os.PathLike[str]) -> str | None:
+    """What a file says about itself: the mark that synthesised videos and PNG pictures of ours carry.
+
+    Args:
+        path: a PNG picture, or any video that ffmpeg can read.
+
+    Returns:
+        The sentence, with the bundle or run that made the pictures where it was given; None where there is no mark,
+        which does not prove a recording.
+
+    Raises:
+        MediaError: if the file is missing or empty, or a video that cannot be read.
+    """
+    path = _existing(path)
+    if path.suffix.lower() == ".png":
+        return png_mark(path.read_bytes())
+    process = FfmpegProcess(
+        _ffmpeg().output(_ffmpeg().input(f"file:{path}"), "pipe:", f="ffmetadata"), str(path), stdout=subprocess.PIPE
+    )
+    try:
+        listed = process.stdout.read().decode(errors="replace")
+        process.finish()
+    finally:
+        process.kill()
+    for line in listed.splitlines():
+        key, _, value = line.partition("=")
+        text = re.sub(r"\\(.)", r"\1", value)
+        if key.lower() == "comment" and is_mark(text):
+            return text
+    return None
+
+
+def write_image(
+    path: str | os.PathLike[str], rgb: NDArray[np.uint8], *, synthetic: bool = False, made_by: str = ""
+) -> None:
     """Write a picture; its format follows from the extension (PNG keeps every pixel).
 
     Args:
         path: file to write; its folder is created.
         rgb: (H, W, 3), 8-bit.
+        synthetic: mark a PNG picture as made by a network (``read_mark``).
+        made_by: the bundle or run that made it, for the mark.
 
     Raises:
         ShapeError: if it is no such array.
@@ -346,7 +394,10 @@ def write_image(path: str | os.PathLike[str], rgb: NDArray[np.uint8]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data.tobytes())
+        content = data.tobytes()
+        if synthetic and path.suffix.lower() == ".png":
+            content = mark_png(content, mark_text(made_by))
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
         if temporary.exists():

@@ -34,6 +34,7 @@ TORCH_FREE = (
     "fastv2v.errors",
     "fastv2v.contracts",
     "fastv2v.metrics",
+    "fastv2v.mark",
     "fastv2v.video",
     "fastv2v.data.cameras",
     "fastv2v.data.classes",

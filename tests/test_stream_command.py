@@ -11,7 +11,7 @@ from export.sources import condition_files, read_conditions, read_seed
 from fastv2v.commands.stream import main
 from fastv2v.data.transforms import GeometryConfig, apply_geometry, draw_geometry
 from fastv2v.errors import ConfigError, DataError
-from fastv2v.video import probe_video, read_image
+from fastv2v.video import probe_video, read_image, read_mark
 
 HEIGHT, WIDTH = SIZE
 
@@ -140,6 +140,12 @@ class TestOutput:
         assert stream(bundle, labels, tmp_path / "video.mp4") == 0
         assert probe_video(tmp_path / "video.mp4").num_frames == 11
         assert only_these(tmp_path, "labels", "frames", "video.mp4")
+        assert "(tiny.v2v)" in read_mark(tmp_path / "video.mp4") and read_mark(tmp_path / "frames/frame_0.png")
+
+    def test_the_mark_is_left_out_on_request(self, bundle, labels, tmp_path):
+        assert stream(bundle, labels, tmp_path / "frames", "--frames", 1, "--no-mark") == 0
+        assert stream(bundle, labels, tmp_path / "video.mp4", "--frames", 1, "--no-mark") == 0
+        assert read_mark(tmp_path / "video.mp4") is None and read_mark(tmp_path / "frames/frame_0.png") is None
 
     def test_an_older_folder_is_replaced_as_a_whole_and_only_when_asked(self, bundle, labels, tmp_path):
         out = save(tmp_path / "frames", [np.zeros((4, 4), np.uint8)], "old_{}.png")

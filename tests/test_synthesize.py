@@ -14,6 +14,7 @@ from fastv2v.cli import main
 from fastv2v.commands.synthesize import Synthesize, condition_encoder, data_of, video_model
 from fastv2v.data.folder import open_folder
 from fastv2v.data.loader import read_sequence
+from fastv2v.video import read_mark
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,10 @@ def test_objects_look_as_drawn_and_alike_for_one_seed(run: Path, data: Path) -> 
 def test_frames_with_a_drawn_look_are_written(run: Path, data: Path, tmp_path: Path) -> None:
     arguments = ["synthesize", "--run", str(run), "--data", str(data), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--write", "frames", "--look-seed", "1"]) == 0
-    assert len(list((tmp_path / "out" / "seq").iterdir())) == 3
+    files = sorted((tmp_path / "out" / "seq").iterdir())
+    assert len(files) == 3
+    assert [read_mark(file) is not None for file in files] == [False, True, True]  # the first is real and given
+    assert f"({run.name}, step " in str(read_mark(files[1]))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 
 from fastv2v.errors import DataError, MediaError, ShapeError
 from fastv2v.video import (
-    SYNTHETIC_COMMENT,
     VideoWriter,
     ffmpeg_program,
     probe_video,
@@ -82,17 +81,6 @@ class TestProbe:
 
 
 class TestWriter:
-    def test_comment_says_that_the_video_is_synthesised_unless_told_otherwise(self, tmp_path):
-        def metadata(path):
-            command = [ffmpeg_program(), "-v", "error", "-i", str(path), "-f", "ffmetadata", "-"]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-        for suffix in (".mp4", ".mkv"):
-            write_video(tmp_path / f"made{suffix}", make_frames(1), 25)
-            write_video(tmp_path / f"real{suffix}", make_frames(1), 25, synthetic=False)
-            assert SYNTHETIC_COMMENT in metadata(tmp_path / f"made{suffix}")
-            assert "ynthesised" not in metadata(tmp_path / f"real{suffix}")
-
     def test_browsers_find_the_index_before_the_pictures(self, tmp_path):
         write_video(tmp_path / "v.mp4", make_frames(), 25)
         data = (tmp_path / "v.mp4").read_bytes()

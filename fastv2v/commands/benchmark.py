@@ -408,7 +408,9 @@ def _write_videos(
     if clip.labels is not None:
         videos = {"condition": [colourise(x.numpy(), bench.folder.palette) for x in clip.labels[0]], **videos}
     for kind, frames in videos.items():
-        write_video(folder / f"{kind}.mp4", frames, fps, crf=16, synthetic=kind in ("teacher", "delivered"))
+        maker = {"teacher": bench.args.teacher, "delivered": bench.args.bundle}.get(kind)
+        made_by = "" if maker is None else maker.resolve().name
+        write_video(folder / f"{kind}.mp4", frames, fps, crf=16, synthetic=maker is not None, made_by=made_by)
     write_json(folder / "keyframes.json", [bool(x) for x in mask])
 
 

@@ -315,7 +315,7 @@ def write_prediction(
     for stem, ids, frame in zip(stems, labels, drawn, strict=True):
         write_label(args.out / name / "labels" / f"{stem}.png", ids, folder.spec.num_classes)
         write_image(args.out / name / "colours" / f"{stem}.png", colourise(ids, folder.palette))
-        write_image(args.out / name / "frames" / f"{stem}.png", frame)
+        write_image(args.out / name / "frames" / f"{stem}.png", frame, synthetic=True)
     shown = [*real[: args.observed], *drawn]
     maps = np.concatenate([truth[: args.observed].astype(np.int64), labels])
     pictures = (

@@ -113,6 +113,9 @@ class StreamArgs:
     causal: bool = False
     """Make every frame as soon as its condition is there: between keyframes the motion of the last two goes on, instead
     of being filled in when the next one has come. For live use; quality is lower."""
+    mark: bool = True
+    """Say in the metadata of what is written (video or PNG) that it was synthesised, and by which bundle. Raw frames
+    have no place for it."""
     overwrite: bool = False
     """Replace a video, or a folder of nothing but PNG frames, of this name as a whole."""
 
@@ -175,7 +178,15 @@ def check_output(args: StreamArgs) -> None:
         )
 
 
-def write_frames(out: Path, frames: Iterable[DeliveredFrame], names: Sequence[str] | None, fps: float) -> None:
+def write_frames(
+    out: Path,
+    frames: Iterable[DeliveredFrame],
+    names: Sequence[str] | None,
+    fps: float,
+    *,
+    synthetic: bool = True,
+    made_by: str = "",
+) -> None:
     """Write a video, or a folder of ``<name>.png``; it takes its name, replacing what had it, when it is complete.
 
     Args:
@@ -183,6 +194,8 @@ def write_frames(out: Path, frames: Iterable[DeliveredFrame], names: Sequence[st
         frames: every frame in order.
         names: stem of each, for a folder; None numbers them.
         fps: delivered frames per second, for a video.
+        synthetic: mark what is written as made by a network.
+        made_by: the bundle, for the mark.
 
     Raises:
         MediaError: if a file cannot be written.
@@ -194,7 +207,7 @@ def write_frames(out: Path, frames: Iterable[DeliveredFrame], names: Sequence[st
         return
     out = out.resolve()
     if out.suffix:
-        with VideoWriter(out, fps) as writer:
+        with VideoWriter(out, fps, synthetic=synthetic, made_by=made_by) as writer:
             for item in frames:
                 writer.write(item.frame)
         return
@@ -206,7 +219,7 @@ def write_frames(out: Path, frames: Iterable[DeliveredFrame], names: Sequence[st
         made.mkdir()
         for item in frames:
             stem = f"{item.index:06}" if names is None else names[item.index]
-            write_image(made / f"{stem}.png", item.frame)
+            write_image(made / f"{stem}.png", item.frame, synthetic=synthetic, made_by=made_by)
         replaces = out.exists()
         if replaces:
             os.replace(out, old)
@@ -320,7 +333,7 @@ def _run(args: StreamArgs, stream: Stream, files: dict[str, Path] | None) -> tup
                 for _ in shown:
                     pass
             else:
-                write_frames(args.out, shown, names, fps)
+                write_frames(args.out, shown, names, fps, synthetic=args.mark, made_by=args.bundle.resolve().name)
             written = int(bar.n)
         return written, time.perf_counter() - began, broken[0] if broken else None
 

@@ -95,6 +95,9 @@ class Synthesize:
     """Rate of the written videos."""
     write: Literal["both", "frames", "video"] = "both"
     """PNG frames, an MP4 video, or both."""
+    mark: bool = True
+    """Say in the metadata of what is written (videos and PNG) that it was synthesised, and by which run. Real given
+    frames are marked in the video only, of which they are part."""
     overwrite: bool = False
     """Replace files of the same names."""
     device: DeviceConfig = field(default_factory=DeviceConfig)
@@ -353,22 +356,26 @@ def windows_of(folder: VideoFolder, index: int, start: int, stop: int, least: in
 def write_sequence(args: Synthesize, name: str, frames: Iterator[Made], total: int, trained: Trained) -> None:
     """Write the frames of one sequence as they come."""
     architecture = trained.architecture
+    made_by = f"{trained.checkpoint.resolve().parent.parent.name}, step {trained.step}"
+    real = args.given_frames if args.first_frames is None else 0
 
     def kept(parts: VideoWriter | None) -> Iterator[NDArray[np.uint8]]:
-        for made in tqdm(frames, total=total, desc=name):
+        for i, made in enumerate(tqdm(frames, total=total, desc=name)):
             picture = to_picture(made.output.frame)
             if args.write != "video":
-                write_image(args.out / name / f"{made.clip.info[0].names[0]}.png", picture)
+                file = args.out / name / f"{made.clip.info[0].names[0]}.png"
+                write_image(file, picture, synthetic=args.mark and i >= real, made_by=made_by)
             if parts is not None:
                 parts.write(_sheet(made, architecture.condition, architecture.palette))
             yield picture
 
-    with VideoWriter(args.out / f"{name}-parts.mp4", args.fps) if args.parts else nullcontext() as parts:
+    writer = partial(VideoWriter, fps=args.fps, synthetic=args.mark, made_by=made_by)
+    with writer(args.out / f"{name}-parts.mp4") if args.parts else nullcontext() as parts:
         if args.write == "frames":
             for _ in kept(parts):
                 pass
         else:
-            write_video(args.out / f"{name}.mp4", kept(parts), args.fps)
+            write_video(args.out / f"{name}.mp4", kept(parts), args.fps, synthetic=args.mark, made_by=made_by)
 
 
 def _sheet(made: Made, spec: ConditionSpec, palette: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:
