@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from shared_data import shared
 
+from benchmarks.detection import face_distances
 from fastv2v.cli import main
 from fastv2v.data.classes import read_classes
 from fastv2v.data.face import CropBox
@@ -213,6 +214,16 @@ class TestMaps:
         assert set(np.flatnonzero(first[20])) <= {19, 20}
         assert np.array_equal(first, second)
 
+    def test_holding_keeps_edges_from_flickering(self):
+        rng = np.random.default_rng(0)
+        noisy = [np.clip(f + rng.normal(0, 12, f.shape), 0, 255).astype(np.uint8) for f in [scene(5)[0]] * 8]
+
+        def flips(hold):
+            maps = list(draw_edges(noisy, EdgeConfig(hold=hold)))
+            return np.mean([a != b for a, b in pairwise(maps)]) / np.mean([a > 0 for a in maps])
+
+        assert flips(True) < 0.7 * flips(False)
+
 
 class TestFit:
     @pytest.mark.parametrize(
@@ -363,16 +374,10 @@ class TestRealFaces:
 
     def test_landmarks_are_those_of_the_example_data(self):
         pytest.importorskip("dlib", reason="needs the extra 'face'")
-        folder = shared("face_vid2vid") / "train_img"
-        for clip in sorted(folder.iterdir()):
-            files = sorted(clip.iterdir())[:8]
-            given = [
-                np.loadtxt(str(f).replace("_img", "_keypoints").replace(".jpg", ".txt"), delimiter=",") for f in files
-            ]
-            found = landmarks.find_faces([read_image(file) for file in files], landmarks.FaceConfig())
-            followed = landmarks.follow_one(found, "largest")
-            distances = [np.linalg.norm(a - b, axis=1).mean() for a, b in zip(followed, given, strict=True)]
-            assert np.mean(distances) < 1.2
+        folder = open_folder(FolderConfig(root=shared("face_vid2vid"), condition="face"))
+        for sequence in folder.sequences:
+            distances = face_distances(sequence.take(0, 8), landmarks.FaceConfig())
+            assert None not in distances and np.mean(distances) < 1.2
 
     def test_a_video_without_a_face_is_refused(self, tmp_path):
         pytest.importorskip("dlib", reason="needs the extra 'face'")
