@@ -97,11 +97,9 @@ def detection_benchmark(data: Path, python: Path | None = None) -> list[Row]:
     rows: list[dict[str, Any]] = []
     for sequence, distances in measured:
         known = [value for value in distances if value is not None]
-        figures = {"mean_px": np.mean, "median_px": np.median, "worst_px": np.max}
-        rows.append(
-            {"sequence": sequence.name, "frames": len(distances), "found": len(known)}
-            | {name: float(make(known)) if known else None for name, make in figures.items()}
-        )
+        mean, median, worst = (np.mean(known), np.median(known), max(known)) if known else (None, None, None)
+        row = {"sequence": sequence.name, "frames": len(distances), "found": len(known)}
+        rows.append(row | {"mean_px": mean, "median_px": median, "worst_px": worst})
     return rows  # type: ignore[return-value]
 
 
