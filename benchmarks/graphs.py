@@ -220,7 +220,9 @@ def teacher_row(name: str, drive: Drive, size: tuple[int, int], folder: Path) ->
         folder: for the file.
     """
     torch.manual_seed(0)
-    model = cast(nn.Module, build_generator(PRESETS[name]().generator, drive.spec.channels, (26,))).eval()
+    recipe = PRESETS[name]()
+    cars = (26,) if recipe.foreground else ()
+    model = cast(nn.Module, build_generator(recipe.generator, drive.spec.channels, cars)).eval()
     report = export_step(cast(StepModel, model), folder / "teacher.onnx", size=size, spec=drive.spec)
     faults = check_graph(folder / "teacher.onnx")
     return {

@@ -41,8 +41,9 @@ def test_every_student_suits_tensorrt_and_follows_torch(student, drive, tmp_path
     assert by_format["f32"]["psnr_db"] > by_format["f16"]["psnr_db"] > by_format["bf16"]["psnr_db"]
 
 
-def test_a_teacher_is_walked(drive, tmp_path):
-    row = teacher_row("demo", drive, SIZE, tmp_path)
+@pytest.mark.parametrize("teacher", ["demo", "world-small-plain"])
+def test_teachers_are_walked(teacher, drive, tmp_path):
+    row = teacher_row(teacher, drive, (64, 128), tmp_path)
     assert row["faults"] == 0 and row["nodes"] > 100
     assert failures([row]) == []
 
