@@ -49,6 +49,18 @@ class Table:
     """The lines; a missing value is shown as a dash."""
     note: str = ""
     """How to read it: units, which direction is better, what is inside the timing."""
+    floor: str = ""
+    """Name of the row that others must beat; rows whose names begin with ``floor`` are set apart."""
+    higher_is_better: Sequence[str] = ()
+    """Columns in which a value below that of the floor is marked."""
+
+    def below_floor(self, row: Row, key: str) -> bool:
+        """Whether a row does not beat the floor in a column where more is better."""
+        found = next((other for other in self.rows if other["name"] == self.floor), None)
+        values = (row.get(key), None if found is None else found.get(key))
+        if found is None or key not in self.higher_is_better or str(row["name"]).startswith("floor"):
+            return False
+        return all(isinstance(value, int | float) for value in values) and values[0] <= values[1]  # type: ignore[operator]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +132,24 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training stage: what was trained, for how long, with which settings, and how it went."""
+
+    title: str
+    """Heading, such as ``teacher``."""
+    note: str = ""
+    """What this stage does, in a sentence."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What one wants to know first: steps, time, best score."""
+    charts: Sequence[Chart] = ()
+    """Its curves."""
+    pictures: Sequence[Picture] = ()
+    """What it made of held-out clips."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Every setting, by its name on the command line; folded up on the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepeatStep:
     """How a stranger gets one of the figures."""
 
@@ -148,7 +178,9 @@ class Report:
     pictures: Sequence[Picture] = ()
     """Sample pictures."""
     charts: Sequence[Chart] = ()
-    """Training curves."""
+    """Curves that belong to no stage."""
+    stages: Sequence[Stage] = ()
+    """The training stages in their order."""
     repeats: Sequence[RepeatStep] = ()
     """How to repeat each figure."""
 
@@ -173,6 +205,14 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
         groups=[_load_group(group) for group in report.videos],
         pictures=[(picture, _picture_uri(picture)) for picture in report.pictures],
         charts=[(chart, _draw(chart)) for chart in report.charts],
+        stages=[
+            {
+                "stage": stage,
+                "charts": [(chart, _draw(chart)) for chart in stage.charts],
+                "pictures": [(picture, _picture_uri(picture)) for picture in stage.pictures],
+            }
+            for stage in report.stages
+        ],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -193,6 +233,7 @@ def _template() -> jinja2.Template:
     )
     environment.filters["number"] = format_number
     environment.filters["fact"] = _fact
+    environment.filters["starts_with"] = str.startswith
     environment.filters["has_text"] = lambda rows, key: any(isinstance(row.get(key), str) for row in rows)
     return environment.get_template("report.html.j2")
 

@@ -7,10 +7,12 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.quality import MEAN_COLOUR
 from benchmarks.report import (
     Chart,
     Curve,
@@ -18,12 +20,14 @@ from benchmarks.report import (
     Picture,
     RepeatStep,
     Report,
+    Stage,
     Table,
     VideoGroup,
     VideoPanel,
     write_report,
 )
 from benchmarks.results import BenchmarkResult, format_number, format_table, load_result, result_path, write_result
+from fastv2v.commands.report import write_page
 from fastv2v.errors import ConfigError, DataError, MediaError, ShapeError
 from fastv2v.video import write_video
 
@@ -224,7 +228,7 @@ class TestReport:
         page = _Page(tmp_path / "report.html")
         addresses = [a[key] for _, a in page.tags for key in ("src", "href", "poster") if key in a]
         assert addresses
-        assert all(address.startswith("data:") for address in addresses)
+        assert all(address.startswith(("data:", "#")) for address in addresses)
         assert not re.search(r"https?://", page.source)
         (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
         assert "default-src 'none'" in policy
@@ -243,6 +247,42 @@ class TestReport:
         page = _Page(tmp_path / "report.html")
         assert [a["data-marks"] for a in page.all("figure") if a.get("data-marks")] == ["100100"]
         assert [a["x1"] for a in page.all("line") if a.get("y2") == "1"] == ["0", "3"]
+
+    def test_stages_stand_in_their_order_with_settings_folded_up(self, tmp_path):
+        curve = Chart(title="Losses", curves=[Curve(name="gan", steps=[0, 1], values=[2.0, 1.0])])
+        stages = [
+            Stage(title="teacher", note="slow", facts={"steps": 9}, charts=[curve], settings={"recipe.seed": 3}),
+            Stage(title="student"),
+        ]
+        write_report(tmp_path / "report.html", Report(title="t", stages=stages))
+        page = _Page(tmp_path / "report.html")
+        for text in ("1. teacher", "slow", "9", "Losses", "All 1 settings", "recipe.seed", "3", "2. student"):
+            assert text in page.texts
+        assert len(page.all("details")) == 1 and "open" not in page.all("details")[0]
+
+    def test_what_does_not_beat_the_floor_is_marked(self, tmp_path):
+        rows = [
+            {"name": "floor: mean", "psnr_db": 16.0, "flicker": 1.0},
+            {"name": "floor: last", "psnr_db": 15.0, "flicker": 1.0},
+            {"name": "good", "psnr_db": 17.0, "flicker": 0.5},
+            {"name": "bad", "psnr_db": 16.0, "flicker": 0.5},
+            {"name": "unknown", "psnr_db": None, "flicker": 0.5},
+        ]
+        columns = {"name": "video", "psnr_db": "PSNR", "flicker": "flicker"}
+        table = Table(title="Q", columns=columns, rows=rows, floor="floor: mean", higher_is_better=["psnr_db"])
+        assert [row["name"] for row in rows if table.below_floor(row, "psnr_db")] == ["bad"]
+        write_report(tmp_path / "report.html", Report(title="t", tables=[table]))
+        page = _Page(tmp_path / "report.html")
+        assert len([a for a in page.all("td") if "below" in a.get("class", "")]) == 1
+        assert "(not above the floor)" in page.texts
+        assert len([a for a in page.all("tr") if a.get("class") == "floor"]) == 2
+
+    def test_contents_lead_to_the_sections_there_are(self, tmp_path, clip):
+        write_report(tmp_path / "report.html", full_report(clip))
+        page = _Page(tmp_path / "report.html")
+        aims = [a["href"].removeprefix("#") for a in page.all("a")]
+        assert set(aims) <= {a.get("id") for _, a in page.tags}
+        assert {"videos", "results", "curves", "repeat", "setup"} <= set(aims) and "stages" not in aims
 
     def test_an_empty_report_is_a_page(self, tmp_path):
         write_report(tmp_path / "report.html", Report(title="Nothing yet"))
@@ -279,6 +319,52 @@ class TestReport:
         with pytest.raises(ShapeError, match="'P'"):
             picture = Picture(name="P", image=np.zeros((4, 4), np.uint8))
             write_report(tmp_path / "report.html", Report(title="t", pictures=[picture]))
+
+
+class TestBenchmarkPage:
+    """The page of ``fastv2v benchmark``, from its files and its runs."""
+
+    @pytest.fixture
+    def bench(self, tmp_path):
+        """A benchmark's folder, one of its runs and one that is gone."""
+        run, out = tmp_path / "taught", tmp_path / "bench"
+        run.mkdir()
+        (run / "config.json").write_text('{"data": "world", "recipe": {"data": {"batch_size": 2}}}')
+        (run / "environment.json").write_text(
+            '{"command": ["/usr/bin/fastv2v", "train-teacher", "demo"], "commit": "c0ffee"}'
+        )
+        reports = [{"step": s, "kind": "train", "generator/gan": g} for s, g in ((10, 0.5), (20, None), (30, 0.25))]
+        reports.append({"step": 30, "kind": "eval", "psnr": 20.0})
+        (run / "metrics.jsonl").write_text("".join(f"{json.dumps(report)}\n" for report in reports))
+        rows = [{"name": MEAN_COLOUR, "frames": "all", "psnr_db": 17.0}]
+        rows += [{"name": name, "frames": "all", "psnr_db": 18.0} for name in ("teacher", "delivered stream")]
+        settings = {"teacher": "taught", "bundle": "s.v2v", "data": "world"}
+        write_result(out / "quality.json", make_result(suite="quality", rows=rows, settings=settings))
+        asked = {"runs": [str(run), str(tmp_path / "gone")], "suites": ["quality"], "engine": "auto"}
+        (out / "sources.json").write_text(json.dumps(asked | {"threads": 1, "repeats": 5, "max_frames": 64}))
+        return out
+
+    def test_a_stage_says_what_it_was_trained_with(self, bench):
+        page = _Page(write_page(bench))
+        for text in (
+            "1. run: taught",
+            "c0ffee",
+            "clips in a batch",
+            "All 2 settings",
+            "recipe.data.batch_size",
+            "0.2500",
+        ):
+            assert text in page.texts
+        assert "held-out clips" not in page.texts  # one point is no curve
+        assert any(text.endswith("gone is not there any more.") for text in page.texts)
+
+    def test_each_figure_says_how_to_repeat_it(self, bench):
+        page = _Page(write_page(bench, shown_as=Path("out")))
+        commands = [text for text in page.texts if text.startswith("fastv2v ")]
+        assert commands[0] == "fastv2v train-teacher demo"
+        assert (
+            len(commands) == 3 and "--out out " in commands[1] and "--out out-quality --suites quality" in commands[2]
+        )
 
 
 class TestCharts:

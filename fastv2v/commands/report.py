@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 
-from benchmarks.quality import WORLD_MEASURES
+from benchmarks.quality import MEAN_COLOUR, WORLD_MEASURES
 from benchmarks.report import (
     Chart,
     Curve,
@@ -20,16 +20,18 @@ from benchmarks.report import (
     Picture,
     RepeatStep,
     Report,
+    Stage,
     Table,
     VideoGroup,
     VideoPanel,
     write_report,
 )
-from benchmarks.results import BenchmarkResult, load_result
+from benchmarks.results import BenchmarkResult, format_number, load_result
+from fastv2v.checkpoint import latest_checkpoint, read_state
 from fastv2v.commands.arguments import parse
 from fastv2v.data.images import read_image
 from fastv2v.errors import DataError
-from fastv2v.run import read_metrics
+from fastv2v.run import read_config, read_metrics
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "cost": {
@@ -101,6 +103,17 @@ _NOTES = {
     "interpolation": "Every gap-th real frame given, PSNR over the others only.",
 }
 
+_STAGES = {
+    "teacher": (
+        "Teacher",
+        "Full size, every frame, from real frames and label maps. Slow, and what students learn from.",
+    ),
+    "spatial": ("Spatial distillation", "The student reads its input at a fraction of the size and makes every frame."),
+    "temporal": ("Temporal distillation", "The student makes keyframes only, as it is deployed."),
+    "first": ("First frames", "Draws the frame a video begins with."),
+}
+"""Name of each training stage, and what it does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArgs:
@@ -138,14 +151,20 @@ def write_page(out: Path, *, shown_as: Path | None = None) -> Path:
         | {"commit": {"commit": first.commit}},
         headlines=_headlines(results),
         tables=[
-            Table(title=_TITLES[suite], columns=columns_of(suite, result.rows), rows=result.rows, note=_NOTES[suite])
+            Table(
+                title=_TITLES[suite],
+                columns=columns_of(suite, result.rows),
+                rows=result.rows,
+                note=_NOTES[suite],
+                floor=MEAN_COLOUR if suite == "quality" else "",
+                higher_is_better=("psnr_db", "ssim", "vmaf"),
+            )
             for suite, result in results.items()
             if result.rows
         ],
         videos=_videos(out / "videos"),
-        pictures=_pictures(runs),
-        charts=[_chart(run) for run in runs if read_metrics(run)],
-        repeats=_repeats(first.settings, sources, shown_as or out),
+        stages=[_stage(run) for run in runs],
+        repeats=_repeats(results, sources, shown_as or out, runs),
     )
     path = out / PAGE
     write_report(path, report)
@@ -197,43 +216,108 @@ def _videos(folder: Path) -> list[VideoGroup]:
     return groups
 
 
-def _pictures(runs: list[Path]) -> list[Picture]:
-    """The newest contact sheet of every run."""
-    pictures = []
-    for run in runs:
-        sheets = sorted((run / "samples").glob("*.png"))
-        if sheets:
-            image = read_image(sheets[-1])
-            scale = min(1.0, 1600 / image.shape[1])
-            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
-            pictures.append(
-                Picture(name=f"{run.name}: held-out clip", image=small.astype("uint8"), note=sheets[-1].stem)
-            )
-    return pictures
+def _stage(run: Path) -> Stage:
+    """What a run says about itself; a folder that was moved or deleted since is said to be gone."""
+    if not run.is_dir():
+        return Stage(title=run.name, note=f"The run {run} is not there any more.")
+    checkpoint = latest_checkpoint(run)
+    state = {} if checkpoint is None else read_state(checkpoint)
+    title, note = _STAGES.get(state.get("architecture", {}).get("stage", ""), ("run", ""))
+    settings = _flat(read_config(run))
+    best = state.get("best")
+    facts = {
+        "steps": state.get("step"),
+        "time": _duration(state.get("elapsed_s")),
+        "best held-out score": best and f"{format_number(best['value'])} {best['metric']} at step {best['step']}",
+        "clips in a batch": settings.get("recipe.data.batch_size"),
+        "frames in a clip": settings.get("recipe.data.sampling.num_frames"),
+        "commit": (_environment(run).get("commit") or "")[:12],
+    }
+    return Stage(
+        title=f"{title}: {run.name}",
+        note=note,
+        facts={name: value for name, value in facts.items() if value not in (None, "")},
+        charts=_charts(run),
+        pictures=_pictures(run),
+        settings=settings,
+    )
 
 
-def _chart(run: Path) -> Chart:
-    """Generator losses and held-out PSNR of a run."""
-    reports = {kind: read_metrics(run, kind) for kind in ("train", "eval")}
-    curves = []
-    for kind, entries in reports.items():
-        keys = sorted({key for entry in entries for key in entry if key.startswith("generator/") or kind == "eval"})
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted names, as the command line calls them."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    """What a run was started with; empty where nothing was kept."""
+    path = run / "environment.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _duration(seconds: float | None) -> str | None:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    if seconds is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def _pictures(run: Path) -> list[Picture]:
+    """The newest contact sheet of a run."""
+    sheets = sorted((run / "samples").glob("*.png"))
+    if not sheets:
+        return []
+    image = read_image(sheets[-1])
+    scale = min(1.0, 1600 / image.shape[1])
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    return [Picture(name="held-out clip", image=small.astype("uint8"), note=sheets[-1].stem)]
+
+
+def _charts(run: Path) -> list[Chart]:
+    """The generator's terms over training, and what was measured on held-out clips; no chart of one point."""
+    charts = []
+    for kind, title in (("train", "losses of the generator"), ("eval", "held-out clips")):
+        entries = read_metrics(run, kind)
+        keys = sorted({key for entry in entries for key in entry} - {"step", "kind"})
+        keys = [key for key in keys if kind == "eval" or (key.startswith("generator/") and "grad_norm" not in key)]
+        curves = []
         for key in keys:
-            if key in ("step", "kind"):
-                continue
-            points = [(entry["step"], entry[key]) for entry in entries if key in entry]
-            name = key.removeprefix("generator/")
-            curves.append(Curve(name=name, steps=[p[0] for p in points], values=[p[1] for p in points]))
-    return Chart(title=f"{run.name}: losses and held-out PSNR", curves=curves, log_scale=True)
+            points = [
+                (entry["step"], math.nan if entry[key] is None else entry[key]) for entry in entries if key in entry
+            ]
+            if any(math.isfinite(value) for _, value in points):
+                name = key.removeprefix("generator/")
+                curves.append(Curve(name=name, steps=[p[0] for p in points], values=[p[1] for p in points]))
+        if any(len(curve.steps) > 1 for curve in curves):
+            charts.append(Chart(title=title, curves=curves, log_scale=kind == "train"))
+    return charts
 
 
-def _repeats(settings: Mapping[str, Any], sources: Mapping[str, Any], out: Path) -> list[RepeatStep]:
-    """What to type for the figures."""
+def _repeats(
+    results: Mapping[str, BenchmarkResult], sources: Mapping[str, Any], out: Path, runs: Sequence[Path]
+) -> list[RepeatStep]:
+    """What to type for each figure: the stages as they were started, then the benchmark, whole and by table."""
+    started: dict[str, list[str]] = {}
+    for run in runs:
+        if command := _environment(run).get("command"):
+            words = [Path(command[0]).name, *map(str, command[1:])]
+            started.setdefault(shlex.join(words), []).append(run.name)
+    settings = next(iter(results.values())).settings
     words = ["fastv2v", "benchmark", "--teacher", settings["teacher"], "--bundle", settings["bundle"]]
-    words += ["--data", settings["data"], "--out", str(out), "--engine", sources["engine"]]
+    words += ["--data", settings["data"], "--engine", sources["engine"]]
     words += ["--threads", str(sources["threads"]), "--repeats", str(sources["repeats"])]
-    words += ["--max-frames", str(sources["max_frames"]), "--suites", *sources["suites"], "--runs", *sources["runs"]]
-    return [RepeatStep(figure="all tables and videos", command=shlex.join(words))]
+    words += ["--max-frames", str(sources["max_frames"])]
+    whole = [*words, "--out", str(out), "--suites", *sources["suites"], "--runs", *sources["runs"]]
+    steps = [RepeatStep(figure=f"Training of {', '.join(names)}", command=line) for line, names in started.items()]
+    steps.append(RepeatStep(figure="This page: all tables and videos", command=shlex.join(whole)))
+    for suite in results:
+        alone = [*words, "--out", f"{out}-{suite}", "--suites", suite]
+        steps.append(RepeatStep(figure=_TITLES[suite], command=shlex.join(alone)))
+    return steps
 
 
 def main(argv: list[str]) -> int:
