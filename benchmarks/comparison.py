@@ -463,15 +463,22 @@ class Criteria:
     (--plain), for example 0.3."""
     keeps_gain: float | None = None
     """The subject must keep at least this share of what guidance gains its teacher, for example 0.8."""
+    guidance_costs_psnr: float | None = None
+    """The teacher's PSNR may lie at most this share below that of the teacher without guidance, for example 0.03:
+    consistency must not be bought with blur."""
+    guidance_costs_fd: float | None = None
+    """The teacher's Frechet distance of frames may lie at most this share above that of the teacher without guidance,
+    for example 0.1."""
     world_measure: Literal["world_error", "return_error"] = "world_error"
-    """By which error these two go: of all points that are seen again, or of those that were out of sight since."""
+    """By which error world_gain and keeps_gain go: of all points that are seen again, or of those that were out of
+    sight since."""
     beats: tuple[Measure, ...] | None = None
     """Measures in which the subject must beat the student of --alone; by default all that are measured."""
 
     def __post_init__(self) -> None:
         limits = (
             *(self.within_psnr, self.within_ssim, self.within_vmaf, self.within_miou),
-            *(self.max_drift, self.max_cost, self.world_gain, self.keeps_gain),
+            *(self.max_drift, self.max_cost, *self._of_guidance),
         )
         if any(limit is not None and not 0 <= limit < math.inf for limit in limits):
             raise ConfigError("what is asked of a student is a number of at least 0")
@@ -494,8 +501,22 @@ class Criteria:
     @property
     def asks_anything(self) -> bool:
         """Whether there is a verdict to give."""
-        limits = (self.max_drift, self.max_cost, self.alone, self.world_gain, self.keeps_gain)
-        return bool(self.within) or self.no_worse_warping or any(x is not None for x in limits)
+        limits = (self.max_drift, self.max_cost, self.alone)
+        return bool(self.within) or self.no_worse_warping or self.judges_guidance or any(x is not None for x in limits)
+
+    @property
+    def judges_guidance(self) -> bool:
+        """Whether anything is asked that the teacher without guidance (--plain) is needed for."""
+        return any(limit is not None for limit in self._of_guidance)
+
+    @property
+    def judges_places(self) -> bool:
+        """Whether anything is asked that point ids are needed for."""
+        return (self.world_gain, self.keeps_gain) != (None, None)
+
+    @property
+    def _of_guidance(self) -> tuple[float | None, ...]:
+        return self.world_gain, self.keeps_gain, self.guidance_costs_psnr, self.guidance_costs_fd
 
 
 class Verdict(NamedTuple):
@@ -566,8 +587,19 @@ def verdicts(
 def _world_verdicts(
     criteria: Criteria, rows: Mapping[str, Row], subject: str, teacher: str, plain: str
 ) -> Iterator[Verdict]:
-    """What guidance gains the teacher, and how much of it the student keeps: nothing where there is no gain."""
-    if criteria.world_gain is None and criteria.keeps_gain is None:
+    """What guidance gains the teacher and costs its frames, and how much the student keeps of the gain, if any."""
+    for cost, measure, worse in (
+        (criteria.guidance_costs_psnr, "psnr_db", -1),
+        (criteria.guidance_costs_fd, "fd_efficientnet_lite0", 1),
+    ):
+        if cost is not None:
+            least = _value(rows, plain, measure)
+            more = worse * (_value(rows, teacher, measure) - least)
+            share = more / least if least else math.copysign(math.inf, more) if more else 0.0
+            where = "above" if worse > 0 else "below"
+            name = f"{teacher}: share by which its {ALL_MEASURES[measure]} lies {where} {plain}, at most"
+            yield Verdict(name, cost, share, share <= cost)
+    if not criteria.judges_places:
         return
     key, heading = criteria.world_measure, ALL_MEASURES[criteria.world_measure]
     unguided, guided = _value(rows, plain, key), _value(rows, teacher, key)

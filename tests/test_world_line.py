@@ -12,6 +12,7 @@ from benchmarks.quality import mean_scores, score_rows, score_video
 from benchmarks.results import load_result
 from export.bundle import load_manifest
 from fastv2v.cli import main
+from fastv2v.commands.compare import Compare
 from fastv2v.commands.parts import with_points
 from fastv2v.data.folder import FolderConfig
 from fastv2v.data.unprojection import write_unprojection
@@ -72,11 +73,12 @@ def test_a_comparison_says_what_guidance_gains(root: Path, tmp_path: Path, capsy
     ]
     given += ["--student", f"student@2={root / 'temporal'}", "--out", str(tmp_path / "out"), "--judging.steps", "1"]
     given += ["--no-vmaf", "--quiet", "--device.cpu", "--world-gain", "0.3", "--keeps-gain", "0.8"]
+    given += ["--guidance-costs-psnr", "0.03", "--guidance-costs-fd", "0.1"]
     assert main([*given, "--round-trip-frames", "5"]) in (0, 1)
     said = capsys.readouterr().out
     assert "places that are seen again" in said and "world error on return" in said
     assert [row["name"].split(":")[0] for row in json.loads(said.splitlines()[-1])["verdicts"]] == [
-        "teacher",
+        *("teacher", "teacher", "teacher"),
         "student",
     ]
     rows = {(row["name"], row["frames"]): row for row in load_result(tmp_path / "out" / "comparison.json").rows}
@@ -143,6 +145,31 @@ def test_verdicts_on_guidance() -> None:
     assert (nothing.measured, nothing.passed) == (0.0, False)
     with pytest.raises(ConfigError, match="which was not measured for plain"):
         verdicts(Criteria(world_gain=0.3), {"teacher": {}, "plain": {}, "student": {}}, "teacher", shares)
+
+
+def test_a_gain_in_consistency_must_not_be_bought_with_blur() -> None:
+    """A guided teacher that only blurs keeps places alike; its PSNR and Frechet distance say what that costs."""
+    shares = {"teacher": 1.0, "student": 0.1, "plain": 1.0}
+    asked = Criteria(guidance_costs_psnr=0.03, guidance_costs_fd=0.1)
+    rows = {
+        "plain": {"psnr_db": 20.0, "fd_efficientnet_lite0": 50.0},
+        "teacher": {"psnr_db": 19.5, "fd_efficientnet_lite0": 80.0},
+        "student": {},
+    }
+    psnr, distance = verdicts(asked, rows, "teacher", shares)
+    assert (psnr.measured, psnr.passed) == (pytest.approx(0.025), True) and "PSNR dB lies below plain" in psnr.name
+    assert (distance.measured, distance.passed) == (pytest.approx(0.6), False) and "lies above plain" in distance.name
+    rows["teacher"] = {"psnr_db": 19.0, "fd_efficientnet_lite0": 40.0}
+    psnr, distance = verdicts(asked, rows, "teacher", shares)
+    assert (psnr.measured, psnr.passed) == (pytest.approx(0.05), False)
+    assert (distance.measured, distance.passed) == (pytest.approx(-0.2), True)
+    assert asked.asks_anything and asked.judges_guidance and not asked.judges_places
+    rows["plain"]["fd_efficientnet_lite0"] = 0.0  # nothing to take a share of
+    assert verdicts(asked, rows, "teacher", shares)[1].measured == float("inf")
+    with pytest.raises(ConfigError, match="a number of at least 0"):
+        Criteria(guidance_costs_fd=-0.1)
+    with pytest.raises(ConfigError, match="name it, --plain"):
+        Compare(teacher=Path("t"), student=("student=run",), data=Path("d"), out=Path("o"), criteria=asked)
 
 
 def test_point_ids_are_read_where_there_are_any(tmp_path: Path) -> None:

@@ -147,8 +147,11 @@ class Compare:
             raise ConfigError(f"fvd_frames must be at least {MIN_CLIP_FRAMES}, got {self.fvd_frames}")
         check_windows(self.drift_early, self.drift_late)
         check_round_trip(self.round_trip_frames)
-        if self.plain is None and (self.criteria.world_gain, self.criteria.keeps_gain) != (None, None):
-            raise ConfigError("--world-gain and --keeps-gain compare with a teacher without guidance; name it, --plain")
+        if self.plain is None and self.criteria.judges_guidance:
+            raise ConfigError(
+                "--world-gain, --keeps-gain and --guidance-costs-... compare with a teacher without guidance; name it, "
+                "--plain"
+            )
         groups = parse_groups(self.student, self.gap)
         for option, name in (("subject", self.criteria.subject), ("alone", self.criteria.alone)):
             if name is not None and name not in groups:
@@ -168,7 +171,7 @@ def _check_asked(args: Compare, contest: Contest) -> None:
             raise ConfigError(f"segmentation is judged for label maps only, not for {contest.folder.spec.describe()}")
     else:
         judged_classes(contest.folder.spec, args.judging)
-    if (criteria.world_gain, criteria.keeps_gain) != (None, None) and not contest.seen.config.guidance_levels:
+    if criteria.judges_places and not contest.seen.config.guidance_levels:
         raise ConfigError(f"{args.data} has no unprojections to judge consistency by; make them: fastv2v unproject")
     if "vmaf" in beats and not args.vmaf:
         raise ConfigError("--beats vmaf needs VMAF; leave --no-vmaf out")
