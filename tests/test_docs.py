@@ -135,6 +135,28 @@ class TestPages:
         assert links and all(link.is_file() for link in links), links
 
 
+SITE = ("first-hour", "method", "people", "tutorials/*")
+"""Pages of the site that lead through commands."""
+
+
+@pytest.mark.parametrize("page", [p.relative_to(ROOT).as_posix() for s in SITE for p in ROOT.glob(f"docs/{s}.md")])
+class TestSite:
+    def test_every_command_exists_with_its_options_and_preset(self, page):
+        for span in spans(page):
+            if not (found := re.match(r"(?:\w+=\w+ )?fastv2v ([a-z][a-z-]+)(.*)", span)):
+                continue
+            verb, rest = found.groups()
+            assert verb in COMMANDS, span
+            named = re.findall(r"(?<!\S)(--[a-z][\w.-]*)", rest.split(" #")[0])
+            assert all(is_known(option, known(verb)) for option in named if option != "--help"), span
+            if verb in ("train-teacher", *DISTILLING) and (preset := re.match(r" ([a-z][\w-]*)", rest)):
+                assert preset[1] in PRESETS, span
+
+    def test_every_script_exists(self, page):
+        named = re.findall(r"(?:scripts|docs|benchmarks)/[\w/]+\.(?:sh|py)", read(page))
+        assert all((ROOT / name).is_file() for name in named), named
+
+
 class TestDeployment:
     PAGE = "docs/deploy.md"
 
