@@ -7,6 +7,7 @@ They were made of the procedural street: ``fastv2v world --world.num-frames 110`
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +97,7 @@ def grey(mask: NDArray[np.floating[Any]]) -> Image:
     return np.repeat((255 * mask).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Roll teacher and stream out over one held-out sequence and draw everything."""
     args = parse(Pictures, "make_pictures", argv)
     device = open_device(DeviceConfig())
@@ -140,4 +141,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -83,11 +83,10 @@ class TestPython:
         assert hooks._prose(text) == made
 
     def test_long_signatures_have_an_argument_on_each_line_and_stay_python(self):
-        signature = (
-            f"def f(a: tuple[int, int] = (1, 2), {', '.join(f'b{i}: dict[str, int]' for i in range(8))}) -> None"
-        )
+        rest = ", ".join(f"b{i}: dict[str, int]=None" for i in range(8))
+        signature = f"def f(a: tuple[int, int]=(1, 2), {rest}) -> None"
         lines = hooks._wrapped(signature).splitlines()
-        assert len(lines) == 11 and lines[1] == "    a: tuple[int, int] = (1, 2),"
+        assert len(lines) == 11 and lines[1] == "    a: tuple[int, int]=(1, 2),"
         assert ast.dump(ast.parse(f"{hooks._wrapped(signature)}: ...")) == ast.dump(ast.parse(f"{signature}: ..."))
 
     def test_names_are_followed_to_where_they_are_defined(self):
