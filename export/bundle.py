@@ -1,7 +1,8 @@
 """The bundle: a folder ``<name>.v2v`` with everything a deployment needs, checked before any of it is used.
 
-Nothing in it is executed or unpickled: one JSON manifest, ONNX graphs, and engine files, each listed with its sha256.
-Runs without torch.
+One JSON manifest, ONNX graphs, weights and engine files, each listed with its sha256. Nothing in it is unpickled. A
+TensorRT engine is code for the GPU, however, and where it is version-compatible for the CPU too; the latter runs only
+where a person names the engine and allows it. Runs without torch.
 """
 
 from __future__ import annotations

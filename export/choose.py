@@ -26,6 +26,7 @@ from export.engines import (
 )
 from export.history import ArrayHistory, Points
 from export.inputs import StepCondition, from_encoded
+from export.parity import psnr
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
 
 log = logging.getLogger(__name__)
@@ -95,12 +96,6 @@ class EngineGuard:
             raise ConfigError(f"max_psnr_loss_db must not be negative, got {self.max_psnr_loss_db}")
 
 
-def _psnr(a: Array, b: Array) -> float:
-    """PSNR of values in [-1, 1], whose peak-to-peak is 2; infinite where they are equal."""
-    mse = float(np.mean(np.square(a.astype(np.float64) - b)))
-    return math.inf if mse == 0 else 10 * math.log10(4 / mse)
-
-
 class _Trial(NamedTuple):
     """Frames and step times of one candidate."""
 
@@ -139,7 +134,8 @@ def choose_engine(
 
     Each candidate rolls the probe out on its own frames, so that errors may grow as they would in use. The time of a
     step includes shifting the history and, for a guided student, rendering and painting its world. ONNX Runtime in
-    float32 is always measured first and always acceptable.
+    float32 is always measured first and always acceptable. What was measured before of other candidates, on the same
+    processor and GPU, stays in the manifest and can still be chosen.
 
     Args:
         folder: the bundle.
@@ -151,7 +147,7 @@ def choose_engine(
         forced: choose among ``candidates`` alone; ONNX Runtime in float32 is then measured to compare with.
 
     Returns:
-        The choice with every measurement.
+        The choice with every measurement, those that were kept last.
 
     Raises:
         BundleError: if the bundle is damaged, or none of the forced candidates can be chosen.
@@ -191,6 +187,7 @@ def choose_engine(
         results.append(_judge(candidate, used, trial, reference, probe, guard))
     for result in results:
         log.info("%s %s: %s ms, %s", result.engine, result.precision, result.median_ms, result.reason)
+    results += _kept_measurements(manifest.engine, results)
     eligible = [r for r in results if not forced or (r.engine, r.precision) in (candidates or ())]
     accepted = [r for r in eligible if r.accepted]
     if not accepted:
@@ -210,14 +207,23 @@ def choose_engine(
     return choice
 
 
+def _kept_measurements(earlier: EngineChoice | None, measured: Sequence[EngineMeasurement]) -> list[EngineMeasurement]:
+    """Measurements made before on this processor and GPU, of what was not measured now."""
+    here = this_machine()
+    if earlier is None or (earlier.cpu, earlier.gpu) != (here["cpu"], here["gpu"]):
+        return []
+    anew = {(m.engine, m.precision) for m in measured}
+    return [m for m in earlier.measurements if (m.engine, m.precision) not in anew]
+
+
 def _judge(
     candidate: Candidate, threads: int, trial: _Trial, reference: _Trial, probe: Probe, guard: EngineGuard
 ) -> EngineMeasurement:
     """Turn a trial into a measurement and a verdict."""
-    parity = _psnr(trial.frames, reference.frames)
+    parity = psnr(trial.frames, reference.frames)
     loss = None
     if probe.frames is not None:
-        loss = _psnr(reference.frames, probe.frames) - _psnr(trial.frames, probe.frames)
+        loss = psnr(reference.frames, probe.frames) - psnr(trial.frames, probe.frames)
     if candidate == REFERENCE:
         accepted, reason = True, "the reference"
     elif loss is not None:

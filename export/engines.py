@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import ENGINES_FOLDER, INT8_GRAPH, SELF_TEST, STEP_GRAPH, TORCH_WEIGHTS
+from export.bundle import INT8_GRAPH, SELF_TEST, STEP_GRAPH, TORCH_WEIGHTS
 from export.inputs import ConditionForm, StepCondition, average, form_of, from_encoded
 from fastv2v.environment import describe_machine, has_fast_bf16, package_version, torch_cuda
 from fastv2v.errors import BundleError, ConfigError, MissingExtraError, ShapeError
@@ -275,13 +275,16 @@ class GpuEngine(NamedTuple):
     package: str
     """The Python package it cannot do without."""
     measured: tuple[str, ...] = ()
-    """The precisions that are worth measuring."""
+    """The precisions that are worth measuring, where a bundle holds no engines built for it."""
     part: str | None = None
-    """A file of the bundle that it cannot do without, or a pattern that one must suit; None where the step graph is
-    enough."""
+    """A file of the bundle that it cannot do without; None where the step graph is enough."""
     step_opener: str | None = None
     """``module:function`` like ``opener``, for ``export.device_stream``. Called with the bundle's folder, a precision
     and a torch device; gives an ``export.device_step.DeviceStep``. None where there is none."""
+    built: str | None = None
+    """``module:function`` where it runs what was built into a bundle before. Called with the bundle's folder; gives the
+    precisions that are there, the preferred one first. Its openers also take ``host_code``: whether what was built may
+    bring code of its own for the CPU."""
 
 
 ONNXRUNTIME_GPU_INSTALL = "pip uninstall onnxruntime; pip install 'onnxruntime-gpu[cuda,cudnn]'"
@@ -312,15 +315,14 @@ GPU_ENGINES: Mapping[str, GpuEngine] = {
     ),
     "onnxruntime-cuda": GpuEngine("export.onnxruntime_gpu:open_cuda", ("f32", "tf32"), "onnxruntime", ("tf32",)),
     "onnxruntime-tensorrt": GpuEngine(
-        "export.onnxruntime_gpu:open_tensorrt", ("tf32", "bf16", "f16", "int8"), "onnxruntime", ("f16", "int8")
+        "export.onnxruntime_gpu:open_tensorrt", ("tf32", "bf16", "f16"), "onnxruntime", ("f16",)
     ),
     "tensorrt": GpuEngine(
         "export.tensorrt_engine:open_tensorrt",
         ("f16", "bf16", "f32", "int8"),
         "tensorrt",
-        ("f16", "bf16", "int8"),
-        f"{ENGINES_FOLDER}/tensorrt-*",
-        "export.tensorrt_engine:open_step",
+        built="export.tensorrt_store:built_precisions",
+        step_opener="export.tensorrt_engine:open_step",
     ),
 }
 """Engines of GPUs. torch also runs on a CPU, where it is asked for by name."""
@@ -374,9 +376,18 @@ def _gpu_candidates(folder: Path) -> list[Candidate]:
         Candidate(name, precision)
         for name, engine in GPU_ENGINES.items()
         if find_spec(engine.package) is not None and (engine.part is None or any(folder.glob(engine.part)))
-        for precision in engine.measured
-        if precision != INT8 or (folder / INT8_GRAPH).is_file()
+        for precision in (engine.measured if engine.built is None else built_precisions(name, folder))
     ]
+
+
+def built_precisions(name: str, folder: Path) -> tuple[str, ...]:
+    """The precisions of an engine that were built into a bundle, the preferred one first; none for one not built."""
+    place = GPU_ENGINES[name].built if name in GPU_ENGINES else None
+    if place is None:
+        return ()
+    module, function = place.split(":")
+    found: tuple[str, ...] = getattr(importlib.import_module(module), function)(Path(folder))
+    return found
 
 
 class EngineReport(NamedTuple):
@@ -496,13 +507,16 @@ def open_engine(candidate: Candidate, path: Path, threads: int | None = None) ->
     return ENGINES[candidate.engine](path, threads, candidate.precision)
 
 
-def open_tested_engine(candidate: Candidate, folder: Path, threads: int | None = None) -> OpenedEngine:
+def open_tested_engine(
+    candidate: Candidate, folder: Path, threads: int | None = None, *, host_code: bool = False
+) -> OpenedEngine:
     """Open a bundle's step in an engine that has passed the half-pixel warp.
 
     Args:
         candidate: which engine, in which precision.
         folder: the bundle.
         threads: CPU threads, None for all.
+        host_code: let an engine that was built into the bundle bring code of its own; nothing to any other.
 
     Raises:
         BundleError: if the engine cannot open the graphs, or warps wrongly.
@@ -511,26 +525,30 @@ def open_tested_engine(candidate: Candidate, folder: Path, threads: int | None =
     """
     folder = Path(folder)
     if candidate.engine in GPU_ENGINES:
-        return _open_gpu_engine(candidate, folder, threads)
+        return _open_gpu_engine(candidate, folder, threads, host_code=host_code)
     check_warp(open_engine(candidate, folder / SELF_TEST, 1))
     graph = INT8_GRAPH if candidate.precision == INT8 else STEP_GRAPH
     return open_engine(candidate, folder / graph, threads)
 
 
-def _open_gpu_engine(candidate: Candidate, folder: Path, threads: int | None) -> OpenedEngine:
-    opener: Callable[[Path, str, int | None], OpenedEngine] = _gpu_function(
-        candidate, GPU_ENGINES[candidate.engine].opener
-    )
-    return opener(folder, candidate.precision, threads)
+def _open_gpu_engine(candidate: Candidate, folder: Path, threads: int | None, *, host_code: bool) -> OpenedEngine:
+    engine = GPU_ENGINES[candidate.engine]
+    opener: Callable[..., OpenedEngine] = _gpu_function(candidate, engine.opener)
+    return opener(folder, candidate.precision, threads, **_host_code(engine, host_code))
 
 
-def open_device_step(candidate: Candidate, folder: Path, device: Any) -> Any:
+def _host_code(engine: GpuEngine, host_code: bool) -> dict[str, bool]:
+    return {"host_code": host_code} if engine.built is not None else {}
+
+
+def open_device_step(candidate: Candidate, folder: Path, device: Any, *, host_code: bool = False) -> Any:
     """Open a bundle's step so that its history stays on a device.
 
     Args:
         candidate: which engine, in which precision.
         folder: the bundle.
         device: a ``torch.device``.
+        host_code: see ``open_tested_engine``.
 
     Returns:
         An ``export.device_step.DeviceStep`` (not named here: this module knows no torch).
@@ -541,12 +559,13 @@ def open_device_step(candidate: Candidate, folder: Path, device: Any) -> Any:
         MissingExtraError: if it is not installed.
     """
     engine_precisions(candidate.engine)  # refuses an engine there is not
-    opener = GPU_ENGINES[candidate.engine].step_opener if candidate.engine in GPU_ENGINES else None
-    if opener is None:
+    engine = GPU_ENGINES.get(candidate.engine)
+    if engine is None or engine.step_opener is None:
         raise ConfigError(
             f"{candidate.engine} keeps no frames on a device; with a device choose from {', '.join(DEVICE_ENGINES)}"
         )
-    return _gpu_function(candidate, opener)(Path(folder), candidate.precision, device)
+    open_step = _gpu_function(candidate, engine.step_opener)
+    return open_step(Path(folder), candidate.precision, device, **_host_code(engine, host_code))
 
 
 def _gpu_function(candidate: Candidate, place: str) -> Callable[..., Any]:
@@ -560,16 +579,6 @@ def _gpu_function(candidate: Candidate, place: str) -> Callable[..., Any]:
             raise
         raise MissingExtraError(f"{candidate.engine} needs {error.name}: pip install {error.name}") from error
     return found
-
-
-def open_named_engine(candidate: Candidate, folder: Path, threads: int | None = None) -> OpenedEngine:
-    """``open_tested_engine`` for an engine that a person named: where it cannot run, one that can is told.
-
-    Raises:
-        BundleError, ConfigError, MissingExtraError: as ``open_tested_engine``.
-    """
-    with offering_the_cpu(candidate.engine):
-        return open_tested_engine(candidate, folder, threads)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 ``operators.json`` lists the operators and types that the parser takes. What it takes only in some forms, or takes and
 then computes something else, is written out here, one function for each operator. Passing says that a graph keeps to
-what is known of the parser; whether an engine computes the same is for ``export.mixed.compare_engines`` to find.
+what is known of the parser; whether an engine computes the same is for ``export.parity.compare_engines`` to find.
 """
 
 from __future__ import annotations

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import INT8_GRAPH, SELF_TEST, STEP_GRAPH
+from export.bundle import SELF_TEST, STEP_GRAPH
 from export.engines import (
-    INT8,
     ONNXRUNTIME_GPU_INSTALL,
     PROVIDERS,
     Array,
@@ -31,10 +30,13 @@ from export.engines import (
     check_warp,
     this_machine,
 )
+from export.inputs import form_of
+from export.parity import psnr
 from fastv2v.errors import BundleError, MissingExtraError
 
 log = logging.getLogger(__name__)
 
+_LEAST_DB = 30.0
 _KINDS = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
 
 
@@ -97,7 +99,13 @@ class ProviderEngine(GraphEngine):
         """See ``GraphEngine.infer``."""
         for name, buffer in self._inputs.items():
             buffer.update_inplace(np.ascontiguousarray(feeds[name]))
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # its errors share no base of their own below Exception
+            raise BundleError(
+                f"{self.name} {self.precision} failed in {self.path.name} ({_words(error)}); choose another engine or "
+                "precision"
+            ) from error
         return {name: buffer.numpy().copy() for name, buffer in self._outputs.items()}
 
     def _open(self, options: Mapping[str, str]) -> Any:
@@ -118,7 +126,7 @@ class ProviderEngine(GraphEngine):
                 enable_fallback=0,
             )
         except Exception as error:  # its errors share no base of their own below Exception
-            raise BundleError(self._refusal(str(error).strip().splitlines()[0].split(" : ")[-1].rstrip("."))) from error
+            raise BundleError(self._refusal(_words(error))) from error
         if (taken := session.get_providers()[0]) != self.provider:
             raise BundleError(self._refusal(f"ONNX Runtime took {taken} in its place"))
         return session
@@ -157,12 +165,13 @@ class CudaProviderEngine(ProviderEngine):
 class TensorRTProviderEngine(ProviderEngine):
     """TensorRT inside ONNX Runtime, which builds its engine when the graph is opened first and keeps it in a cache.
 
-    TensorRT multiplies in TF32 where nothing less is allowed, hence the name of that precision. ``int8`` is a property
-    of the graph it is given.
+    TensorRT multiplies in TF32 where nothing less is allowed, hence the name of that precision. There is no int8: the
+    quantised graph of a bundle has asymmetric ranges, which TensorRT does not take; ``export.tensorrt_builder``
+    quantises in its form.
     """
 
     name = "onnxruntime-tensorrt"
-    precisions = ("tf32", "bf16", "f16", "int8")
+    precisions = ("tf32", "bf16", "f16")
     provider = PROVIDERS["onnxruntime-tensorrt"]
     needs = (
         "an NVIDIA GPU, its driver, CUDA and TensorRT 10 "
@@ -177,7 +186,6 @@ class TensorRTProviderEngine(ProviderEngine):
             "device_id": str(self.device_id),
             "trt_fp16_enable": "1" if self.precision == "f16" else "0",
             "trt_bf16_enable": "1" if self.precision == "bf16" else "0",
-            "trt_int8_enable": "1" if self.precision == INT8 else "0",
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": os.fspath(cache),
             "trt_timing_cache_enable": "1",
@@ -189,6 +197,12 @@ class TensorRTProviderEngine(ProviderEngine):
         """Where engines built of this graph are kept: the user's own, for bundles are never written to."""
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
         return Path.home() / ".cache" / "fastv2v" / self.name / f"{digest}-{self.precision}"
+
+
+def _words(error: Exception) -> str:
+    """What ONNX Runtime says, without its codes."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(" : ")[-1].rstrip(".")
 
 
 def _runtime(name: str, provider: str) -> Any:
@@ -226,7 +240,7 @@ def open_tensorrt(folder: Path, precision: str, threads: int | None = None) -> P
 
 def _open(kind: type[ProviderEngine], folder: Path, precision: str, threads: int | None) -> ProviderEngine:
     check_warp(kind(folder / SELF_TEST, 1, precision))
-    engine = kind(folder / (INT8_GRAPH if precision == INT8 else STEP_GRAPH), threads, precision)
+    engine = kind(folder / STEP_GRAPH, threads, precision)
     check_step(engine)
     return engine
 
@@ -240,19 +254,20 @@ def check_step(engine: GraphEngine) -> None:
         engine: opened on a step graph.
 
     Raises:
-        BundleError: if the frames are less than 30 dB apart.
+        BundleError: if the PSNR between the frames is below 30 dB.
     """
     rng = np.random.default_rng(0)
-    classes = engine.shapes.get("coarse", (0, 2))[1] - ("edges" in engine.shapes)
+    form = form_of(engine.shapes)
+    classes = engine.shapes.get("coarse", (0, 2))[1] - form.edges - form.guidance
     feeds: dict[str, NDArray[Any]] = {
         name: rng.integers(0, classes, shape).astype(np.int32) if name == "labels" else rng.random(shape, np.float32)
         for name, shape in engine.shapes.items()
     }
     feeds["valid"] = np.ones(1, np.float32)
     theirs = OnnxRuntimeEngine(engine.path, engine.threads).infer(feeds)["frame"]
-    error = float(np.mean(np.square(engine.infer(feeds)["frame"].astype(np.float64) - theirs)))
-    if not error <= 4 * 10**-3:  # 30 dB of values whose peak-to-peak is 2
+    reached = psnr(engine.infer(feeds)["frame"], theirs)
+    if not reached >= _LEAST_DB:
         raise BundleError(
-            f"{engine.name} {engine.precision} draws other frames than ONNX Runtime on the CPU (mean squared error "
-            f"{error:.2g}); choose another precision or engine"
+            f"{engine.name} {engine.precision} draws other frames than ONNX Runtime on the CPU ({reached:.1f} dB); "
+            "choose another precision or engine"
         )

@@ -22,6 +22,23 @@ from fastv2v.errors import ParityError, ShapeError
 
 PICTURES = ("frame", "hallucinated", "warped")
 """Outputs in [-1, 1]: the only ones whose PSNR means something."""
+FRAME_ALLOWANCE_DB = 3.0
+"""How far a single picture may lie below what the whole clip must reach: twice the squared error."""
+
+
+def psnr_of_rms(rms: float) -> float:
+    """PSNR of values in [-1, 1], whose peak-to-peak is 2, from the root of their mean squared difference.
+
+    Infinite where that is 0, minus infinite where it is infinite, NaN where it is.
+    """
+    if rms == 0 or math.isinf(rms):
+        return math.inf if rms == 0 else -math.inf
+    return 20 * math.log10(2 / rms)
+
+
+def psnr(a: Array, b: Array) -> float:
+    """PSNR in dB of two arrays of one shape with values in [-1, 1]; infinite where they are equal."""
+    return psnr_of_rms(math.sqrt(float(np.mean(np.square(a.astype(np.float64) - b)))))
 
 
 @dataclass(frozen=True)
@@ -34,13 +51,18 @@ class OutputDifference:
     """Greatest absolute difference: of values in [-1, 1] for pictures, in pixels for flow; NaN where any value is."""
     rms: float
     """Root of the mean squared difference."""
+    worst_rms: float
+    """That of the step at which it is greatest."""
 
     @property
     def psnr_db(self) -> float | None:
         """PSNR of a picture, infinite where it is equal and NaN where any value is; None for what is no picture."""
-        if self.name not in PICTURES:
-            return None
-        return math.inf if self.rms == 0 else 20 * math.log10(2 / self.rms)
+        return psnr_of_rms(self.rms) if self.name in PICTURES else None
+
+    @property
+    def worst_psnr_db(self) -> float | None:
+        """``psnr_db`` of the step that is furthest off."""
+        return psnr_of_rms(self.worst_rms) if self.name in PICTURES else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +82,11 @@ class EngineParity:
         return self.outputs["frame"]
 
     def require(self, least_psnr_db: float, what: str = "the engine") -> None:
-        """Refuse an engine that strays too far, in any of its pictures.
+        """Refuse an engine that strays too far, in any of its pictures, over the clip or at any one step of it.
 
         Args:
-            least_psnr_db: what every picture must reach.
+            least_psnr_db: what every picture must reach over the clip, and less ``FRAME_ALLOWANCE_DB`` at each step:
+                an error that grows from frame to frame would pass by its mean.
             what: the engine, for the message.
 
         Raises:
@@ -76,6 +99,13 @@ class EngineParity:
                     f"{what}: {difference.name} reaches {found:.1f} dB beside the reference over {self.frames} frames "
                     f"(greatest difference {difference.greatest:.3g}), and must reach {least_psnr_db:g}"
                 )
+            worst = difference.worst_psnr_db
+            if worst is not None and not worst >= least_psnr_db - FRAME_ALLOWANCE_DB:
+                raise ParityError(
+                    f"{what}: {difference.name} reaches {found:.1f} dB beside the reference over {self.frames} frames, "
+                    f"but {worst:.1f} dB at the worst of them, and must reach {least_psnr_db - FRAME_ALLOWANCE_DB:g} "
+                    "at each"
+                )
 
 
 @dataclass
@@ -83,13 +113,16 @@ class _Sum:
     greatest: float = 0.0
     squares: float = 0.0
     values: int = 0
+    worst_mean: float = 0.0
 
     def add(self, a: NDArray[Any], b: NDArray[Any]) -> float:
         difference = np.abs(a.astype(np.float64) - b)
         worst = float(difference.max())  # NaN where any value is
         self.greatest = float(np.maximum(self.greatest, worst))
-        self.squares += float(np.square(difference).sum())
+        squares = float(np.square(difference).sum())
+        self.squares += squares
         self.values += difference.size
+        self.worst_mean = float(np.maximum(self.worst_mean, squares / difference.size))
         return worst
 
 
@@ -164,7 +197,9 @@ def compare_engines(
                 drift.append(worst)
     return EngineParity(
         outputs={
-            name: OutputDifference(name, found.greatest, math.sqrt(found.squares / found.values))
+            name: OutputDifference(
+                name, found.greatest, math.sqrt(found.squares / found.values), math.sqrt(found.worst_mean)
+            )
             for name, found in sums.items()
         },
         frames=len(drift),

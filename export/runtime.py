@@ -10,8 +10,9 @@ Conditions are arrays, or come from folders, video files and cameras::
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,10 @@ from export.engines import (
     REFERENCE,
     Candidate,
     OpenedEngine,
+    built_precisions,
     engine_precisions,
     offering_the_cpu,
     open_device_step,
-    open_named_engine,
     open_tested_engine,
     parse_engine,
     this_machine,
@@ -71,6 +72,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+Opened = TypeVar("Opened")
+
 
 def open_bundle(
     path: Path | str,
@@ -83,6 +86,7 @@ def open_bundle(
     causal: bool = False,
     device: str | None = None,
     raft_weights: Path | None = None,
+    host_code: bool = False,
 ) -> Stream:
     """Check a bundle and open it as a stream.
 
@@ -101,6 +105,8 @@ def open_bundle(
             one of them, else torch.
         raft_weights: with a device, state dict of torchvision's raft_small, which then finds the flow between
             keyframes.
+        host_code: let a named engine that was built into the bundle bring code of its own for the CPU, as
+            version-compatible ones of TensorRT do. Only for bundles from people you trust; never under ``auto``.
 
     Returns:
         A stream that waits for its first condition.
@@ -108,7 +114,8 @@ def open_bundle(
     Raises:
         BundleError: if the bundle is damaged, or no engine can run it here.
         CheckpointError: if the file of weights does not hold RAFT's.
-        ConfigError: if there is no such engine or precision, or a causal stream cannot choose its keyframes.
+        ConfigError: if there is no such engine or precision, a causal stream cannot choose its keyframes, or code was
+            allowed without naming the engine.
         DataError: if the seed frame does not suit the bundle.
         MissingExtraError: if the named engine is not installed.
     """
@@ -117,11 +124,20 @@ def open_bundle(
     if None not in (named, precision) and named != precision:
         raise ConfigError(f"{engine}:{named} and precision {precision} contradict each other; give one of the two")
     precision = precision or named
+    if host_code and engine == AUTO:
+        raise ConfigError("only an engine that is named may bring code of its own: give --engine tensorrt too")
     manifest = load_manifest(folder)
     if device is not None:
-        candidate = _device_candidate(folder, manifest, engine, precision)
         return _open_on_device(
-            folder, manifest, candidate, device, raft_weights, overlap=overlap, seed_frame=seed_frame, causal=causal
+            _device_order(folder, manifest, engine, precision),
+            folder,
+            manifest,
+            device,
+            raft_weights,
+            host_code=host_code,
+            overlap=overlap,
+            seed_frame=seed_frame,
+            causal=causal,
         )
     if raft_weights is not None:
         raise ConfigError("RAFT fills gaps on a device; give one (--device cuda) or leave its weights out")
@@ -129,8 +145,12 @@ def open_bundle(
     if engine == AUTO:
         opened = _open_best(folder, manifest, precision, threads)
     else:
-        candidate = Candidate(engine, precision or measured_precision(manifest, engine))
-        opened = open_named_engine(candidate, folder, threads)
+        with offering_the_cpu(engine):
+            candidate, opened = _open_first(
+                folder,
+                _named_order(folder, manifest, engine, precision),
+                lambda one: open_tested_engine(one, folder, threads, host_code=host_code),
+            )
         log.info("%s: using %s %s, as asked for", folder.name, candidate, opened.where)
     is_network = manifest.interpolation["method"] == NETWORK_METHOD
     asked = _asked_of_network(manifest, opened, engine, precision)
@@ -138,20 +158,56 @@ def open_bundle(
     return Stream(opened, manifest, overlap=overlap, seed_frame=seed_frame, causal=causal, network=network)
 
 
-def _device_candidate(folder: Path, manifest: Manifest, engine: str, precision: str | None) -> Candidate:
-    """The engine of a stream on a device."""
+def _named_order(folder: Path, manifest: Manifest, engine: str, precision: str | None) -> list[Candidate]:
+    """A named engine in the precision asked for, else as measured; of one that is built, also as it was built."""
+    if precision is not None:
+        return [Candidate(engine, precision)]
+    measured = measured_precision(manifest, engine)
+    built = built_precisions(engine, folder)
+    return [Candidate(engine, x) for x in sorted(built, key=lambda x: x != measured) or [measured]]
+
+
+def _device_order(folder: Path, manifest: Manifest, engine: str, precision: str | None) -> list[Candidate]:
+    """The engines of a stream on a device in the order in which they are tried: measured ones, and torch last."""
     if engine != AUTO:
-        return Candidate(engine, precision or measured_precision(manifest, engine))
-    measured = [c for c in _measured(manifest) if c.engine in DEVICE_ENGINES and precision in (None, c.precision)]
-    if measured:
-        log.info("%s: %s was the fastest measured here that keeps frames on a device", folder.name, measured[0])
-        return measured[0]
-    log.info("%s: no engine that keeps frames on a device was measured for this bundle; taking torch", folder.name)
-    return Candidate("torch", precision or engine_precisions("torch")[0])
+        return _named_order(folder, manifest, engine, precision)
+    known = [c for c in _known(folder, manifest) if c.engine in DEVICE_ENGINES and precision in (None, c.precision)]
+    if not known:
+        log.info("%s: no engine that keeps frames on a device was measured for this bundle; taking torch", folder.name)
+    formats = engine_precisions("torch")
+    last = [Candidate("torch", precision or formats[0])] if precision in (None, *formats) or not known else []
+    return list(dict.fromkeys([*known, *last]))
+
+
+def _open_first(
+    folder: Path, order: Sequence[Candidate], open_one: Callable[[Candidate], Opened]
+) -> tuple[Candidate, Opened]:
+    """Open the first that runs here, and say aloud which do not.
+
+    Raises:
+        BundleError: if none does, with the reasons; a single one's own error.
+    """
+    if len(order) == 1:
+        return order[0], open_one(order[0])
+    refused = []
+    for candidate in order:
+        try:
+            return candidate, open_one(candidate)
+        except (BundleError, MissingExtraError) as error:
+            log.warning("%s: %s cannot be used: %s", folder.name, candidate, error)
+            refused.append(f"{candidate}: {error}")
+    raise BundleError(f"no engine can run {folder} here ({'; '.join(refused)})")
 
 
 def _open_on_device(
-    folder: Path, manifest: Manifest, candidate: Candidate, name: str, raft_weights: Path | None, **options: Any
+    order: Sequence[Candidate],
+    folder: Path,
+    manifest: Manifest,
+    name: str,
+    raft_weights: Path | None,
+    *,
+    host_code: bool,
+    **options: Any,
 ) -> Stream:
     """A stream on a device; only here does this module meet torch.
 
@@ -167,8 +223,11 @@ def _open_on_device(
         raise MissingExtraError("streams on a device need torch: pip install torch") from error
     device = named_device(name)
     raft = None if raft_weights is None else RAFTFlow.torchvision("small", raft_weights, device)
-    with offering_the_cpu(candidate.engine):
-        step = open_device_step(candidate, folder, device)
+    with offering_the_cpu(order[0].engine):
+        candidate, step = _open_first(
+            folder, order, lambda one: open_device_step(one, folder, device, host_code=host_code)
+        )
+    log.info("%s: using %s on %s", folder.name, candidate, device)
     return DeviceStream(step, manifest, estimator=raft, **options)
 
 
@@ -200,8 +259,8 @@ def measured_precision(manifest: Manifest, engine: str) -> str:
     return next((c.precision for c in _measured(manifest) if c.engine == engine), default)
 
 
-def _open_best(folder: Path, manifest: Manifest, precision: str | None, threads: int | None) -> OpenedEngine:
-    """Open the first engine of the measured order that runs here, and say why it was taken."""
+def _known(folder: Path, manifest: Manifest) -> list[Candidate]:
+    """The measured engines that this version knows, fastest first."""
     known = []
     for candidate in _measured(manifest):
         is_known = candidate.engine in ENGINES or candidate.engine in GPU_ENGINES
@@ -209,20 +268,17 @@ def _open_best(folder: Path, manifest: Manifest, precision: str | None, threads:
             known.append(candidate)
         else:
             log.warning("%s: %s cannot be used: this version of fastv2v does not know it", folder.name, candidate)
-    order = list(dict.fromkeys([*known, REFERENCE, Candidate("openvino", "f32")]))
+    return known
+
+
+def _open_best(folder: Path, manifest: Manifest, precision: str | None, threads: int | None) -> OpenedEngine:
+    """Open the first engine of the measured order that runs here, and say why it was taken."""
+    order = list(dict.fromkeys([*_known(folder, manifest), REFERENCE, Candidate("openvino", "f32")]))
     if precision is not None:
         order = [c for c in order if c.precision == precision] or [Candidate("openvino", precision)]
-    refused = []
-    for candidate in order:
-        try:
-            opened = open_tested_engine(candidate, folder, threads)
-        except (BundleError, MissingExtraError) as error:
-            log.warning("%s: %s cannot be used: %s", folder.name, candidate, error)
-            refused.append(f"{candidate}: {error}")
-            continue
-        log.info("%s: using %s %s: %s", folder.name, candidate, opened.where, _why(manifest, candidate))
-        return opened
-    raise BundleError(f"no engine can run {folder} here ({'; '.join(refused)})")
+    candidate, opened = _open_first(folder, order, lambda one: open_tested_engine(one, folder, threads))
+    log.info("%s: using %s %s: %s", folder.name, candidate, opened.where, _why(manifest, candidate))
+    return opened
 
 
 def _why(manifest: Manifest, candidate: Candidate) -> str:
@@ -237,7 +293,15 @@ def _why(manifest: Manifest, candidate: Candidate) -> str:
     is_here = measured_on == this_machine()["gpu" if is_gpu else "cpu"]
     where = f"this {kind}" if is_here else f"another {kind} ({measured_on}); measure again here"
     rank = "the fastest accepted" if candidate == (choice.engine, choice.precision) else "the next best"
-    return f"{rank}, {ms:g} ms a keyframe on {where}{_unmeasured(choice)}"
+    return f"{rank}, {ms:g} ms a keyframe on {where}{_unmeasured(choice)}{_off_the_device(choice)}"
+
+
+def _off_the_device(choice: EngineChoice) -> str:
+    """What to say where engines were timed that can do better than with arrays, which go up and down at every step."""
+    kept = [m.engine for m in choice.measurements if m.engine in DEVICE_ENGINES and m.accepted]
+    if not kept or this_machine()["gpu"] is None:
+        return ""
+    return f"; {kept[0]} was timed with frames copied to the GPU and back, --device cuda keeps them there"
 
 
 def _unmeasured(choice: EngineChoice) -> str:

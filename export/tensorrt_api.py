@@ -13,7 +13,7 @@ import torch
 
 from export.engines import TENSORRT_INSTALL
 from export.tensorrt_store import Gpu, Site, version_numbers
-from fastv2v.errors import BundleError, ConfigError, MissingExtraError
+from fastv2v.errors import BundleError, ConfigError, MachineError, MissingExtraError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -164,14 +164,15 @@ def describe_site(runner: Runner) -> Site:
 class Log:
     """What TensorRT says: everything goes to this project's log, and errors are kept for messages.
 
-    Its calls fail without an exception and say why here only.
+    Its calls fail without an exception and say why here only. Who is about to call says so (``begin``), so that a
+    failure is not explained by what failed before and was tried anew.
     """
 
     def __init__(self) -> None:
         import tensorrt as trt
 
         self.lines: list[str] = []
-        """Errors so far."""
+        """Errors since the last ``begin``."""
         kept = self.lines
         levels = {0: logging.ERROR, 1: logging.ERROR, 2: logging.WARNING, 3: logging.DEBUG, 4: logging.DEBUG}
 
@@ -188,25 +189,32 @@ class Log:
         self.listener: trt.ILogger = Listener()
         """What TensorRT is given."""
 
+    def begin(self) -> None:
+        """Forget the errors of what was done before."""
+        self.lines.clear()
+
     def reason(self) -> str:
-        """The errors so far in one line."""
+        """The latest errors since the last ``begin`` in one line."""
         return "; ".join(" ".join(line.split()) for line in self.lines[-4:]) or "TensorRT gave no reason"
 
     def made(self, make: Callable[[trt.ILogger], Any]) -> Any:
         """A builder or runtime with this log.
 
         Raises:
-            BundleError: if TensorRT cannot be started, which it says with a ``TypeError`` about pybind11.
+            MachineError: if TensorRT cannot be started, which it says with a ``TypeError`` about pybind11.
         """
+        self.begin()
         try:
             return make(self.listener)
         except TypeError as error:
-            raise BundleError(
+            raise MachineError(
                 f"TensorRT cannot start on this machine ({self.reason()}): it finds no GPU or no fitting NVIDIA driver "
                 "(TensorRT for CUDA 13 needs r580 or later, for CUDA 12 r535)"
             ) from error
 
 
 def refuse(message: str, said: Log) -> NoReturn:
-    """Raise a ``BundleError`` with what TensorRT said."""
-    raise BundleError(f"{message}: {said.reason()}")
+    """Raise a ``BundleError`` with what TensorRT said; a ``MachineError`` where it had no memory."""
+    reason = said.reason()
+    no_memory = "outofmemory" in reason.lower().replace(" ", "")
+    raise (MachineError if no_memory else BundleError)(f"{message}: {reason}")

@@ -27,6 +27,7 @@ from export.choose import Probe
 from export.engines import INT8, REFERENCE, Array, check_warp, open_engine
 from export.graph_check import RENAMED_OPSET
 from export.graphs import attribute, load_graph, opset_of
+from export.history import Points
 from export.outside import OutsideWarp
 from export.parity import compare_engines
 from export.prepare import Precision, prepare_for_tensorrt
@@ -47,7 +48,7 @@ from export.tensorrt_store import (
 )
 from export.warp_graph import Warp, warps_of
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
-from fastv2v.errors import BuildCancelledError, BundleError, ConfigError, ShapeError
+from fastv2v.errors import BuildCancelledError, BundleError, ConfigError, MachineError, ShapeError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -87,6 +88,8 @@ class ParityClip(NamedTuple):
     """Encoded, (T, C, H, W), of successive keyframes."""
     name: str
     """What they are, for the record."""
+    points: Points | None = None
+    """Point ids of the same moments, (T, H / 2^k, W / 2^k) of each level, where the student is guided."""
 
 
 def build_engine(
@@ -119,6 +122,7 @@ def build_engine(
     Raises:
         BuildCancelledError: if ``progress`` said so. The bundle is as it was.
         BundleError: if the bundle is damaged, or no way of warping gives an engine that passes, with every reason.
+        MachineError: if TensorRT cannot start here, or memory is short.
         ConfigError: if this GPU or TensorRT version lacks what was asked for.
         MissingExtraError: if TensorRT is not installed or there is no GPU.
         ShapeError: if the clip does not suit the bundle.
@@ -134,10 +138,13 @@ def build_engine(
         raise ShapeError(
             f"the clip has shape {clip.conditions.shape}, expected (T, {', '.join(map(str, wanted))}), T > 1"
         )
+    levels = manifest.condition.guidance_levels
+    if levels and (clip.points is None or [len(x) for x in clip.points] != levels * [len(clip.conditions)]):
+        raise ShapeError(f"the student is guided: the clip needs point ids of {levels} levels for each of its frames")
     reference = open_engine(REFERENCE, folder / STEP_GRAPH)
     if prepare is None:
         is_int8 = config.precision == INT8
-        probe = Probe(clip.conditions)
+        probe = Probe(clip.conditions, points=clip.points)
         feeds = calibration_feeds(reference, probe, manifest.history_length) if is_int8 else None
         prepare = functools.partial(_prepared, version=site.tensorrt, feeds=feeds)
     attempt = _Attempt(folder, config, site, used, prepare, progress, find_timing_cache(folder, site))
@@ -146,9 +153,9 @@ def build_engine(
         try:
             with used.on():  # TensorRT builds for the current device
                 engine = attempt.build(warp)
-            parity = compare_engines(engine, reference, clip.conditions, manifest.history_length)
+            parity = compare_engines(engine, reference, clip.conditions, manifest.history_length, points=clip.points)
             parity.require(config.least_parity_db)
-        except BuildCancelledError:
+        except (BuildCancelledError, MachineError):  # another warp would not help
             raise
         except BundleError as error:
             log.warning("%s: no engine with the warp by %s: %s", folder.name, warp, error)
@@ -195,6 +202,23 @@ def moving_blocks(spec: ConditionSpec, size: tuple[int, int], frames: int, rng: 
     blocks = rng.integers(0, spec.num_classes, (height // 8 + 1, width // 8 + 1), dtype=np.int32)
     ids = drifting(blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width])
     return np.stack([encode_condition_numpy(spec, x, x if spec.use_instances else None) for x in ids])
+
+
+def moving_points(levels: int, size: tuple[int, int], frames: int) -> list[NDArray[np.int32]]:
+    """Point ids that drift as ``moving_blocks`` do, for a student that is guided.
+
+    Args:
+        levels: of guidance.
+        size: (height, width).
+        frames: T.
+
+    Returns:
+        Of each level k, (T, H / 2^k, W / 2^k): every point is seen again, moved, in the next frame.
+    """
+    height, width = size
+    ids = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    moved = np.stack([np.roll(ids, (t, 2 * t), axis=(0, 1)) for t in range(frames)])
+    return [np.ascontiguousarray(moved[:, :: 2**k, :: 2**k]) for k in range(levels)]
 
 
 class _Attempt:
@@ -317,6 +341,7 @@ def build_plan(
         settings.set_timing_cache(settings.create_timing_cache(b""), ignore_mismatch=False)
     watch = _Watch(progress)
     settings.progress_monitor = watch.monitor
+    said.begin()
     plan = builder.build_serialized_network(network, settings)
     watch.raise_if_stopped()
     if plan is None:
@@ -422,14 +447,15 @@ class _Watch:
             def __init__(self) -> None:
                 trt.IProgressMonitor.__init__(self)
 
+            # Ctrl-C is raised in whichever of these runs first.
             def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                sizes[phase_name] = num_steps
+                watch.hear(lambda: sizes.__setitem__(phase_name, num_steps))
 
             def step_complete(self, phase_name: str, step: int) -> bool:
                 return watch.goes_on(lambda: tell is None or tell(phase_name, step + 1, sizes.get(phase_name, 0)))
 
             def phase_finish(self, phase_name: str) -> None:
-                sizes.pop(phase_name, None)
+                watch.hear(lambda: sizes.pop(phase_name, None))
 
         self.monitor: trt.IProgressMonitor = Monitor()
         """What TensorRT is given; whoever gave it must keep it alive."""
@@ -438,14 +464,17 @@ class _Watch:
         """Whether the build goes on."""
         if self._stopped is not None:
             return False
-        try:
-            if not ask():
-                self._stopped = BuildCancelledError(
-                    "the build of the TensorRT engine was cancelled; nothing was written"
-                )
-        except BaseException as error:  # KeyboardInterrupt too: raised again when TensorRT has let go
-            self._stopped = error
+        if self.hear(ask) is False:
+            self._stopped = BuildCancelledError("the build of the TensorRT engine was cancelled; nothing was written")
         return self._stopped is None
+
+    def hear(self, act: Callable[[], object]) -> object:
+        """What ``act`` gives; what it raises stops the build at its next step, and is kept until it has stopped."""
+        try:
+            return act()
+        except BaseException as error:  # KeyboardInterrupt too: raised again when TensorRT has let go
+            self._stopped = self._stopped or error
+            return None
 
     def raise_if_stopped(self) -> None:
         """Raise what stopped the build, if anything did."""

@@ -33,7 +33,7 @@ from export.tensorrt_store import (
     plan_version,
     version_numbers,
 )
-from fastv2v.errors import BundleError, ShapeError
+from fastv2v.errors import BundleError, MachineError, ShapeError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -84,14 +84,17 @@ class LoadedPlan:
         where = self.where
         self._runtime: trt.Runtime = self._log.made(trt.Runtime)
         self._runtime.engine_host_code_allowed = host_code
+        self._log.begin()
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             by = "" if written is None else f" written by {'.'.join(map(str, written))}"
             refuse(f"TensorRT {version} refuses {where}{by}", self._log)
         self._engine = engine
+        self._log.begin()
         context = engine.create_execution_context()
         if context is None:
-            refuse(f"there is no room to run {where}, which wants {engine.device_memory_size_v2 >> 20} MiB", self._log)
+            wanted = engine.device_memory_size_v2 >> 20
+            raise MachineError(f"there is no room to run {where}, which wants {wanted} MiB: {self._log.reason()}")
         self._context = context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
@@ -110,6 +113,7 @@ class LoadedPlan:
         shape = tuple(self._context.get_tensor_shape(name))
         if -1 in shape:  # a range of shapes: the one it was tuned for
             shape = tuple(self._engine.get_tensor_profile_shape(name, 0)[1])
+        self._log.begin()
         if not self._context.set_input_shape(name, shape):
             refuse(f"{self.where} refuses shape {shape} for {name}", self._log)
         return shape
@@ -143,6 +147,7 @@ class LoadedPlan:
         self.tensors[name] = tensor
 
     def _point(self, name: str, tensor: Tensor) -> None:
+        self._log.begin()
         if not self._context.set_tensor_address(name, tensor.data_ptr()):
             refuse(f"{self.where} refuses the memory for {name}", self._log)
 
@@ -152,6 +157,7 @@ class LoadedPlan:
         Raises:
             BundleError: if TensorRT does not take it; while a graph is recorded this may mean that it cannot be.
         """
+        self._log.begin()
         if not self._context.execute_async_v3(self._runner.handle):
             refuse(f"{self.where} did not run", self._log)
 
@@ -216,14 +222,17 @@ class TensorRTEngine(PlanEngine):
         folder: the bundle.
         precision: number format; None takes the first the bundle has of f16, bf16, f32 and int8.
         runner: the GPU; by default torch's current one.
+        host_code: see ``open_plan``.
 
     Raises:
         BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
         MissingExtraError: if TensorRT is not installed or there is no GPU.
     """
 
-    def __init__(self, folder: Path, precision: str | None = None, *, runner: Runner | None = None) -> None:
-        opened = open_plan(Path(folder), precision, runner)
+    def __init__(
+        self, folder: Path, precision: str | None = None, *, runner: Runner | None = None, host_code: bool = False
+    ) -> None:
+        opened = open_plan(Path(folder), precision, runner, host_code=host_code)
         super().__init__(opened.plan, opened.runner, opened.record.config.precision, opened.path, opened.finish)
         self.record = opened.record
         """What is known of the engine."""
@@ -234,14 +243,16 @@ class TensorRTEngine(PlanEngine):
         return f"on {self._runner.describe().name}"
 
 
-def open_tensorrt(folder: Path, precision: str, threads: int | None = None) -> TensorRTEngine:
+def open_tensorrt(
+    folder: Path, precision: str, threads: int | None = None, *, host_code: bool = False
+) -> TensorRTEngine:
     """Open the TensorRT engine of a bundle, as the list of engines asks for it; ``threads`` is of no use here.
 
     Raises:
         BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
         MissingExtraError: if TensorRT is not installed or there is no GPU.
     """
-    return TensorRTEngine(folder, precision)
+    return TensorRTEngine(folder, precision, host_code=host_code)
 
 
 class OpenedPlan(NamedTuple):
@@ -257,11 +268,19 @@ class OpenedPlan(NamedTuple):
     """Whether a painted world is part of the condition; what is kept of it goes without."""
 
 
-def open_plan(folder: Path, precision: str | None, runner: Runner | None) -> OpenedPlan:
+def open_plan(folder: Path, precision: str | None, runner: Runner | None, *, host_code: bool = False) -> OpenedPlan:
     """Find the engine of a bundle that fits, let it sample a half-pixel warp, and put the step onto the GPU.
 
+    Args:
+        folder: the bundle.
+        precision: number format; None takes the first the bundle has of f16, bf16, f32 and int8.
+        runner: the GPU; by default torch's current one.
+        host_code: let a version-compatible engine run the code that it brings for the CPU. What the bundle says of
+            itself does not allow that.
+
     Raises:
-        BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
+        BundleError: if the bundle is damaged, no engine fits, it warps wrongly here, or it brings code that was not
+            allowed.
         MissingExtraError: if TensorRT is not installed or there is no GPU.
     """
     require_tensorrt()
@@ -269,6 +288,11 @@ def open_plan(folder: Path, precision: str | None, runner: Runner | None) -> Ope
     site = describe_site(used)
     manifest = load_manifest(folder)
     place, record = find_engine(folder, site, precision, manifest=manifest)
+    if record.config.version_compatible and not host_code:
+        raise BundleError(
+            f"{place} is a version-compatible engine, which brings code of its own: where you trust where the bundle "
+            "comes from, name the engine and allow it (fastv2v stream --engine tensorrt --host-code), or build another"
+        )
     if site.gpu.driver != record.site.gpu.driver:
         log.warning("%s was built under driver %s and this is %s", place, record.site.gpu.driver, site.gpu.driver)
 
@@ -312,6 +336,7 @@ class TensorRTStep:
         precision: number format; None takes the first the bundle has of f16, bf16, f32 and int8.
         runner: the GPU; by default torch's current one.
         graph: False queues every step by itself.
+        host_code: see ``open_plan``.
 
     Raises:
         BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
@@ -321,9 +346,15 @@ class TensorRTStep:
     name = NAME
 
     def __init__(
-        self, folder: Path, precision: str | None = None, *, runner: Runner | None = None, graph: bool = True
+        self,
+        folder: Path,
+        precision: str | None = None,
+        *,
+        runner: Runner | None = None,
+        graph: bool = True,
+        host_code: bool = False,
     ) -> None:
-        opened = open_plan(Path(folder), precision, runner)
+        opened = open_plan(Path(folder), precision, runner, host_code=host_code)
         self._plan, self._runner, self.record, path, self._finish, is_guided = opened
         self.precision, self.device = str(self.record.config.precision), self._runner.device
         self.form: ConditionForm = form_of(self._plan.shapes)
@@ -371,14 +402,14 @@ class TensorRTStep:
         return self._frame
 
 
-def open_step(folder: Path, precision: str, device: torch.device) -> TensorRTStep:
+def open_step(folder: Path, precision: str, device: torch.device, *, host_code: bool = False) -> TensorRTStep:
     """Open the TensorRT engine of a bundle with its history on the GPU, as the list of engines asks for it.
 
     Raises:
         BundleError: if the bundle is damaged, no engine fits, or it warps wrongly here.
         MissingExtraError: if TensorRT is not installed or there is no GPU.
     """
-    return TensorRTStep(folder, precision, runner=CudaRunner(device))
+    return TensorRTStep(folder, precision, runner=CudaRunner(device), host_code=host_code)
 
 
 def _buffers(

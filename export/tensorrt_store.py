@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from export.bundle import ENGINES_FOLDER, STEP_GRAPH, Manifest, load_manifest, write_bundle
 from export.prepare import Precision
 from export.warp_graph import Warp
 from fastv2v.config import from_dict, to_dict
 from fastv2v.errors import BundleError, ConfigError
+
+log = logging.getLogger(__name__)
 
 PREFIX: Final = "tensorrt-"
 RECORD: Final = "engine.json"
@@ -49,7 +52,8 @@ class TensorRTConfig:
     """Which GPUs may run the engine: the very model it was built on, those of the same compute capability, or Ampere
     and all later ones; the wider, the slower it may be."""
     version_compatible: bool = False
-    """Also runs on later versions of TensorRT than the one that built it; may be slower, and brings code of its own."""
+    """Also runs on later versions of TensorRT than the one that built it; may be slower, and brings code of its own for
+    the CPU, so that auto never takes it: whoever opens it names it and allows that."""
     optimization_level: int = 3
     """How long the builder searches for fast kernels, 0 to 5."""
     workspace_mb: int | None = None
@@ -213,32 +217,61 @@ def misfit(record: EngineRecord, here: Site, graph: str) -> str | None:
     return None if suits[config.hardware] else f"it was built for {built.gpu} and this is {here.gpu}"
 
 
-def list_engines(folder: Path, manifest: Manifest) -> dict[str, EngineRecord]:
-    """The TensorRT engines of a bundle, by the folder inside it.
+class EngineSurvey(NamedTuple):
+    """The TensorRT engines of a bundle, by the folder inside it."""
+
+    whole: dict[str, EngineRecord]
+    """Those whose record can be read and whose files are there."""
+    damaged: dict[str, str]
+    """What is wrong with the others. Who builds treats them as gone."""
+
+
+def list_engines(folder: Path, manifest: Manifest) -> EngineSurvey:
+    """The TensorRT engines of a bundle, damaged ones apart.
 
     Args:
         folder: the bundle.
-        manifest: as ``load_manifest`` gave it, so that every file is known to be whole.
-
-    Raises:
-        BundleError: if a record cannot be read or an engine is incomplete.
+        manifest: as ``load_manifest`` gave it, so that every file is known to be as it was written.
     """
-    found = {}
+    found = EngineSurvey({}, {})
     for inside in sorted(manifest.files):
         place, _, name = inside.rpartition("/")
         if name != RECORD or not place.startswith(f"{ENGINES_FOLDER}/{PREFIX}"):
             continue
         try:
-            record = from_dict(EngineRecord, json.loads((folder / inside).read_text(encoding="utf-8")))
-        except (ValueError, ConfigError) as error:
-            raise BundleError(
-                f"{folder / inside} is no record of an engine ({error}); {how_to_build(folder)}"
-            ) from error
-        for needed in record.plans:
-            if f"{place}/{needed}" not in manifest.files:
-                raise BundleError(f"{folder / place} lacks {needed}; {how_to_build(folder)}")
-        found[place] = record
+            record = _read_record(folder / inside)
+        except BundleError as error:
+            found.damaged[place] = str(error)
+            continue
+        if missing := [x for x in record.plans if f"{place}/{x}" not in manifest.files]:
+            found.damaged[place] = f"{folder / place} lacks {missing[0]}"
+        else:
+            found.whole[place] = record
     return found
+
+
+def _read_record(path: Path) -> EngineRecord:
+    try:
+        return from_dict(EngineRecord, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ConfigError) as error:
+        raise BundleError(f"{path} is no record of an engine ({error})") from error
+
+
+def built_precisions(folder: Path) -> tuple[Precision, ...]:
+    """The precisions of the engines in a bundle whose record can be read, the preferred one first.
+
+    Whether one fits this machine, and is whole, shows when it is opened.
+
+    Args:
+        folder: the bundle.
+    """
+    found = set()
+    for path in folder.glob(f"{ENGINES_FOLDER}/{PREFIX}*/{RECORD}"):
+        try:
+            found.add(_read_record(path).config.precision)
+        except BundleError as error:
+            log.warning("%s", error)
+    return tuple(x for x in _PREFERENCE if x in found)
 
 
 def how_to_build(folder: Path) -> str:
@@ -266,9 +299,9 @@ def find_engine(
     manifest = manifest or load_manifest(folder)
     graph = manifest.files[STEP_GRAPH]
     engines = list_engines(folder, manifest)
-    refused = []
+    refused = list(engines.damaged.values())
     for wanted in _PREFERENCE if precision is None else (precision,):
-        for place, record in engines.items():
+        for place, record in engines.whole.items():
             if record.config.precision != wanted:
                 continue
             reason = misfit(record, here, graph)
@@ -283,7 +316,7 @@ def find_engine(
 
 def find_timing_cache(folder: Path, here: Site) -> bytes:
     """The timing cache of an engine that the same TensorRT built on the same GPU; empty where there is none."""
-    for place, record in list_engines(folder, load_manifest(folder)).items():
+    for place, record in list_engines(folder, load_manifest(folder)).whole.items():
         cache = folder / place / TIMING_CACHE
         if (record.site.tensorrt, record.site.gpu.name) == (here.tensorrt, here.gpu.name) and cache.is_file():
             return cache.read_bytes()
@@ -291,7 +324,7 @@ def find_timing_cache(folder: Path, here: Site) -> bytes:
 
 
 def store_engine(folder: Path, record: EngineRecord, files: Mapping[str, bytes], scratch: Path) -> Manifest:
-    """Put an engine into a bundle, in place of one of the same key and of those that no graph of the bundle belongs to.
+    """Put an engine into a bundle, in place of one of the same key and of those that are damaged or of another graph.
 
     The bundle is written anew beside the old one and takes its place when it is whole.
 
@@ -309,7 +342,8 @@ def store_engine(folder: Path, record: EngineRecord, files: Mapping[str, bytes],
     """
     manifest = load_manifest(folder)
     engines = list_engines(folder, manifest)
-    gone = {place for place, other in engines.items() if other.graph != record.graph or other.key == record.key}
+    stale = {p for p, other in engines.whole.items() if other.graph != record.graph or other.key == record.key}
+    gone = stale | engines.damaged.keys()
     kept = {inside: folder / inside for inside in manifest.files if inside.rpartition("/")[0] not in gone}
     text = json.dumps(to_dict(record), indent=2) + "\n"
     for name, content in {**files, RECORD: text.encode()}.items():

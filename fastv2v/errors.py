@@ -42,6 +42,10 @@ class ParityError(BundleError):
     exit_status = 1
 
 
+class MachineError(BundleError):
+    """Whatever is tried with the bundle, this machine cannot run it now: no working driver, or no memory left."""
+
+
 class BuildCancelledError(BundleError):
     """The caller stopped the build of an engine."""
 

@@ -3,7 +3,7 @@
 # versions 10 and 11. Needs no TensorRT and no GPU: the bindings load beside libraries whose functions give nothing.
 # Everything is fetched into a folder that goes away at the end; the bindings are proprietary and are not kept.
 #
-#   bash scripts/check_tensorrt_bindings.sh [VERSION...]      for example 10.3.0 11.0.0.114; PYTHON names the interpreter
+#   bash scripts/check_tensorrt_bindings.sh [VERSION...]      for example 10.13.3.9 11.0.0.114; PYTHON names the interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python3}"

@@ -7,6 +7,7 @@ import logging
 import sys
 import types
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ from export.engines import (
     OnnxRuntimeEngine,
     available_candidates,
     open_engine,
-    open_named_engine,
     open_tested_engine,
     parse_engine,
+    this_machine,
 )
 from export.onnxruntime_gpu import CudaProviderEngine, ProviderEngine, TensorRTProviderEngine, check_step
 from export.runtime import open_bundle
@@ -121,7 +122,7 @@ class TestRefusals:
             open_tested_engine(candidate, bundle)
         assert "\n" not in str(refused.value)
         with pytest.raises(MissingExtraError, match="meanwhile --engine openvino runs here, on the CPU"):
-            open_named_engine(candidate, bundle)
+            open_bundle(bundle, engine=f"{engine}:{candidate.precision}")
 
     def test_no_onnxruntime_at_all_says_the_same(self, bundle, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -204,7 +205,9 @@ class TestBuffers:
         with pytest.raises(pytest.fail.Exception) as said:
             TensorRTProviderEngine(bundle / "step.onnx", 1, "f16", cuda_graph=False)
         options = json.loads(str(said.value))
-        assert options["trt_fp16_enable"] == "1" and options["trt_bf16_enable"] == options["trt_int8_enable"] == "0"
+        assert (
+            options["trt_fp16_enable"] == "1" and options["trt_bf16_enable"] == "0" and "trt_int8_enable" not in options
+        )
         assert options["trt_cuda_graph_enable"] == "0"
         assert options["trt_engine_cache_path"] == str(bundle.parent / "cache")
 
@@ -216,6 +219,105 @@ class TestBuffers:
             engine.path, engine.precision = bundle / file, precision
             folders.add(engine.cache_folder())
         assert len(folders) == 3 and not any(f.is_relative_to(bundle) for f in folders)
+
+    def test_a_guided_student_is_tested_with_labels_it_knows(self):
+        class Compact:
+            name, precision, threads, path = "compact", "f32", 1, "step.onnx"
+            shapes: ClassVar = {
+                "labels": (1, 16, 16),
+                "coarse": (1, 4 + 1 + 8, 4, 4),
+                "edges": (1, 1, 16, 16),
+                "guidance": (1, 8, 16, 16),
+                "history_conditions": (1, 1, 13, 4, 4),
+                "history_frames": (1, 1, 3, 16, 16),
+                "valid": (1,),
+            }
+
+            def infer(self, feeds):
+                seen.append(feeds["labels"])
+                return {"frame": np.zeros((1, 3, 16, 16), np.float32)}
+
+        seen = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("export.onnxruntime_gpu.OnnxRuntimeEngine", lambda *_: Compact())
+            check_step(Compact())
+        assert {x.max() for x in seen} == {3} and {x.min() for x in seen} == {0}
+
+    def test_a_run_that_fails_is_one_sentence(self, bundle):
+        engine = OnTheCpu(bundle / "step.onnx", 1)
+
+        def fail(_):
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no kernel image.\nat line 3")
+
+        engine._session = types.SimpleNamespace(run_with_iobinding=fail)
+        feeds = {name: np.zeros(shape, np.float32) for name, shape in engine.shapes.items()}
+        with pytest.raises(BundleError, match=r"onnxruntime-cpu f32 failed in step.onnx \(no kernel image\); choose"):
+            engine.infer(feeds)
+
+
+class TestDeviceOrder:
+    """What ``auto`` tries where a device is given."""
+
+    def test_torch_runs_where_what_was_measured_does_not(self, tmp_path, monkeypatch, caplog):
+        folder = write_tiny(tmp_path / "tiny.v2v")
+        measured = [
+            EngineMeasurement(engine=e, precision="f16", threads=1, median_ms=ms, accepted=True, reason="")
+            for e, ms in (("tensorrt", 1.0), ("torch", 2.0))
+        ]
+        choice = EngineChoice(engine="tensorrt", precision="f16", median_ms=1.0, cpu="c", measurements=tuple(measured))
+        record_engine(folder, choice)
+        tried = []
+
+        def opened(candidate, *_, **__):
+            tried.append(str(candidate))
+            raise BundleError("not here")
+
+        pytest.importorskip("torch", reason="streams on a device need it")
+        monkeypatch.setattr("export.runtime.open_device_step", opened)
+        with pytest.raises(BundleError, match=r"tensorrt f16: not here; torch f16: not here; torch f32: not here"):
+            open_bundle(folder, device="cpu")
+        assert tried == ["tensorrt f16", "torch f16", "torch f32"]
+        assert "tensorrt f16 cannot be used: not here" in caplog.text
+
+    def test_measurements_by_arrays_say_so(self, tmp_path, caplog, monkeypatch):
+        folder = write_tiny(tmp_path / "tiny.v2v")
+        measured = [
+            EngineMeasurement(engine=e, precision="f32", threads=1, median_ms=1.0, accepted=True, reason="")
+            for e in ("onnxruntime", "torch")
+        ]
+        record_engine(
+            folder,
+            EngineChoice(engine="onnxruntime", precision="f32", median_ms=1.0, cpu="c", measurements=tuple(measured)),
+        )
+        gpu = {**this_machine(), "gpu": "Abacus 9000"}
+        monkeypatch.setattr("export.runtime.this_machine", lambda: gpu)
+        with caplog.at_level(logging.INFO, "export.runtime"), open_bundle(folder):
+            pass
+        assert "torch was timed with frames copied to the GPU and back, --device cuda keeps them there" in caplog.text
+
+
+class TestMeasuredBefore:
+    def test_other_candidates_stay_and_can_be_chosen_on_the_same_machine_only(self, tmp_path):
+        folder = write_tiny(tmp_path / "tiny.v2v")
+        here = this_machine()
+        fast = EngineMeasurement(
+            engine="tensorrt", precision="f16", threads=1, median_ms=1e-6, accepted=True, reason="parity"
+        )
+        before = EngineChoice(
+            engine="tensorrt",
+            precision="f16",
+            median_ms=1e-6,
+            cpu=here["cpu"],
+            gpu=here["gpu"],
+            measurements=(fast,),
+        )
+        probe = Probe(np.random.default_rng(0).random((3, 4, *SIZE), np.float32))
+        record_engine(folder, before)
+        choice = choose_engine(folder, probe, candidates=[], threads=1)
+        assert [m.engine for m in choice.measurements] == ["onnxruntime", "tensorrt"]
+        assert (choice.engine, choice.precision) == ("tensorrt", "f16")
+        record_engine(folder, replace(before, gpu="Abacus 9000"))
+        assert choose_engine(folder, probe, candidates=[], threads=1).engine == "onnxruntime"
 
 
 class TestManifest:

@@ -16,25 +16,27 @@ from onnx import TensorProto, helper
 from tiny_step import TinyStep, random_conditions
 
 from export.build import BundleDetails, build_bundle
-from export.bundle import STEP_GRAPH, Cost, load_manifest
-from export.choose import roll_out
+from export.bundle import STEP_GRAPH, Cost, load_manifest, record_engine, write_bundle
+from export.choose import Probe, choose_engine, roll_out
 from export.device_stream import DeviceStream
-from export.engines import REFERENCE, open_engine
+from export.engines import REFERENCE, Candidate, open_engine
 from export.inputs import from_encoded
 from export.prepare import prepare_for_tensorrt
 from export.quantize import quantize_step
 from export.runtime import open_bundle
-from export.tensorrt_api import CudaRunner, describe_site, require_tensorrt
+from export.tensorrt_api import CudaRunner, Log, describe_site, require_tensorrt
 from export.tensorrt_builder import (
     ParityClip,
     Range,
     TensorRTConfig,
+    _Watch,
     build_engine,
     build_plan,
     check_warp_modes,
     moving_blocks,
+    moving_points,
 )
-from export.tensorrt_engine import LoadedPlan, TensorRTEngine, TensorRTStep
+from export.tensorrt_engine import LoadedPlan, PlanEngine, TensorRTEngine, TensorRTStep
 from export.tensorrt_store import (
     RECORD,
     STEP_PLAN,
@@ -47,9 +49,16 @@ from export.tensorrt_store import (
     version_numbers,
 )
 from fastv2v.cli import main
-from fastv2v.commands.export_engine import tensorrt_config
+from fastv2v.commands.export_engine import clip_for, tensorrt_config
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.errors import BuildCancelledError, BundleError, ConfigError, MissingExtraError, ShapeError
+from fastv2v.errors import (
+    BuildCancelledError,
+    BundleError,
+    ConfigError,
+    MachineError,
+    MissingExtraError,
+    ShapeError,
+)
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
 from fastv2v.render import rollout, start_history
 
@@ -169,7 +178,7 @@ class TestBuild:
         f32 = build(bundle, world)
         build(bundle, world)
         found = list_engines(bundle, load_manifest(bundle))
-        assert set(found) == {f"engines/{r.key}" for r in (f16, f32)}
+        assert set(found.whole) == {f"engines/{r.key}" for r in (f16, f32)} and not found.damaged
 
     def test_progress_is_told(self, bundle, world):
         told = []
@@ -181,6 +190,32 @@ class TestBuild:
         with pytest.raises(BuildCancelledError, match="cancelled"):
             build(bundle, world, progress=lambda *_: False)
         assert load_manifest(bundle) == before
+
+    @pytest.mark.parametrize("place", ["phase_start", "phase_finish"])
+    def test_ctrl_c_is_not_lost_wherever_it_is_heard(self, world11, place):
+        def stopped(*_):
+            raise KeyboardInterrupt
+
+        watch = _Watch(lambda *_: True)
+        watch.hear(stopped)
+        getattr(watch.monitor, place)(*{"phase_start": ("a", None, 1), "phase_finish": ("a",)}[place])
+        assert not watch.monitor.step_complete("a", 0)
+        with pytest.raises(KeyboardInterrupt):
+            watch.raise_if_stopped()
+
+    def test_what_no_warp_would_mend_is_not_tried_with_another(self, bundle, world):
+        world.faults["context"] = True
+        with pytest.raises(MachineError, match=r"there is no room to run selftest\.plan"):
+            build(bundle, world)
+        assert len(world.builds) == 1
+
+    def test_a_reason_is_of_the_call_that_failed(self, world11):
+        said = Log()
+        said.listener.log(sys.modules["tensorrt"].ILogger.ERROR, "a tactic failed and another was taken")
+        said.begin()
+        assert said.reason() == "TensorRT gave no reason"
+        said.listener.log(sys.modules["tensorrt"].ILogger.ERROR, "no\n  kernel")
+        assert said.reason() == "no kernel"
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
     def test_what_the_callback_raises_arrives_when_tensorrt_has_let_go(self, bundle, world11, error):
@@ -426,7 +461,7 @@ class TestFit:
             TensorRTStep(bundle, runner=FakeRunner(world))
         build(bundle, world)
         TensorRTStep(bundle, runner=FakeRunner(world))
-        assert len(list_engines(bundle, load_manifest(bundle))) == 2  # that of the first GPU is still there
+        assert len(list_engines(bundle, load_manifest(bundle)).whole) == 2  # that of the first GPU is still there
 
     def test_another_version_is_refused_with_both(self, bundle, monkeypatch):
         build(bundle, enter(monkeypatch, 10))
@@ -438,7 +473,7 @@ class TestFit:
         config = TensorRTConfig(precision="f32", version_compatible=True)
         build(bundle, enter(monkeypatch, 10), config)
         newer = enter(monkeypatch, 11)
-        TensorRTStep(bundle, runner=FakeRunner(newer))
+        TensorRTStep(bundle, runner=FakeRunner(newer), host_code=True)
         build(bundle, newer, config)
         older = enter(monkeypatch, 10)
         assert find_engine(bundle, describe_site(FakeRunner(older)))[1].site.tensorrt == VERSIONS[10]
@@ -507,13 +542,45 @@ class TestFit:
         with pytest.raises(BundleError, match="missing"):
             TensorRTStep(bundle, runner=FakeRunner(world11))
 
-    def test_a_record_of_another_form_is_refused(self, bundle, world11):
+    def test_code_of_a_version_compatible_engine_runs_only_where_it_is_allowed(self, bundle, world11, monkeypatch):
+        build(bundle, world11, TensorRTConfig(precision="f32", version_compatible=True))
+        for opened in (TensorRTStep, TensorRTEngine):
+            with pytest.raises(BundleError, match=r"brings code of its own.*--engine tensorrt --host-code"):
+                opened(bundle, runner=FakeRunner(world11))
+            opened(bundle, runner=FakeRunner(world11), host_code=True)
+        monkeypatch.setattr("export.tensorrt_engine.CudaRunner", lambda *_: FakeRunner(world11))
+        with pytest.raises(ConfigError, match="only an engine that is named may bring code"):
+            open_bundle(bundle, host_code=True)
+        with open_bundle(bundle, engine="tensorrt", host_code=True) as stream:
+            assert stream.engine.precision == "f32"
+
+    def test_a_bundle_that_denies_its_code_is_refused_by_tensorrt(self, bundle, world11):
+        build(bundle, world11, TensorRTConfig(precision="f32", version_compatible=True))
+        manifest = load_manifest(bundle)
+        path = next((bundle / "engines").glob(f"*/{RECORD}"))
+        path.write_text(path.read_text().replace('"version_compatible": true', '"version_compatible": false'))
+        write_bundle(bundle, manifest, {x: bundle / x for x in manifest.files}, overwrite=True)
+        with pytest.raises(BundleError, match="engine_host_code_allowed is false"):
+            TensorRTStep(bundle, runner=FakeRunner(world11), host_code=True)
+
+    @pytest.mark.parametrize("damage", ["record", "plan"])
+    def test_a_damaged_engine_is_refused_and_building_again_takes_its_place(self, bundle, world11, damage):
         build(bundle, world11)
         manifest = load_manifest(bundle)
         path = next((bundle / "engines").glob(f"*/{RECORD}"))
-        path.write_text("[]")
-        with pytest.raises(BundleError, match="is no record of an engine"):
-            list_engines(bundle, manifest)
+        files = {x: bundle / x for x in manifest.files}
+        if damage == "record":
+            path.write_text("[]")
+        else:
+            del files[f"engines/{path.parent.name}/{STEP_PLAN}"]
+        write_bundle(bundle, manifest, files, overwrite=True)
+        found = list_engines(bundle, load_manifest(bundle))
+        assert not found.whole and list(found.damaged) == [f"engines/{path.parent.name}"]
+        with pytest.raises(BundleError, match=r"(is no record of an engine|lacks step\.plan).*fastv2v export --bundle"):
+            TensorRTStep(bundle, runner=FakeRunner(world11))
+        build(bundle, world11)
+        assert not list_engines(bundle, load_manifest(bundle)).damaged
+        TensorRTStep(bundle, runner=FakeRunner(world11))
 
 
 class TestMissing:
@@ -642,6 +709,62 @@ class TestCommand:
         with open_bundle(bundle, engine="tensorrt:f32", device="cpu") as stream:  # the stand-in's device
             kept = [item.frame for item in stream.frames(iter(labels))]
         assert np.abs(np.stack(kept).astype(int) - theirs).max() <= 1
+
+    def test_without_a_precision_what_was_built_runs_on_arrays_and_on_the_device(self, run, bundle):
+        run("--frames", "2", "--no-measure")
+        with open_bundle(bundle, engine="tensorrt") as stream:
+            assert stream.engine.precision == "f32"
+        with open_bundle(bundle, engine="tensorrt", device="cpu") as stream:
+            assert stream.engine.precision == "f32"
+
+    def test_what_was_measured_of_others_stays(self, run, bundle):
+        choose_engine(bundle, Probe(CLIP.conditions), candidates=[Candidate("openvino", "f32")], threads=1)
+        chosen = load_manifest(bundle).engine
+        record_engine(bundle, replace(chosen, engine="onnxruntime", precision="f32"))
+        run("--frames", "2")
+        measured = {m.engine for m in load_manifest(bundle).engine.measurements}
+        assert measured == {"onnxruntime", "openvino", "tensorrt"}
+
+    def test_a_version_compatible_engine_is_not_for_auto(self, run, bundle, caplog):
+        assert run("--frames", "2", "--tensorrt.version-compatible")[0] == 0
+        assert load_manifest(bundle).engine is None and "auto will not take it" in caplog.text
+
+
+class TestGuided:
+    """A student whose condition shows its painted world."""
+
+    SPEC = ConditionSpec(class_names=("road", "car"), guidance_levels=1)
+
+    @pytest.fixture(scope="class")
+    def guided(self, tmp_path_factory):
+        config = SlimConfig(widths=(8, 8), depths=(1, 1), up_depths=(1,), refine_width=4, history_length=2)
+        torch.manual_seed(0)
+        model = SlimGenerator(config, self.SPEC.channels)
+        blocks = torch.from_numpy(moving_blocks(self.SPEC, SIZE, 3, np.random.default_rng(0)))
+        folder = tmp_path_factory.mktemp("guided") / "guided.v2v"
+        build_bundle(model, folder, details(self.SPEC), blocks, measure=False, int8=False)
+        return folder
+
+    def test_is_compared_with_its_world_painted(self, guided, tmp_path, world11, monkeypatch):
+        folder = shutil.copytree(guided, tmp_path / guided.name)
+        blocks = moving_blocks(self.SPEC, SIZE, 4, np.random.default_rng(1))
+        with pytest.raises(ShapeError, match="needs point ids of 1 levels"):
+            build_engine(folder, ParityClip(blocks, "blocks"), F32, runner=FakeRunner(world11))
+        shown = []
+        infer = PlanEngine.infer
+        monkeypatch.setattr(
+            PlanEngine, "infer", lambda self, feeds: shown.append(feeds.get("guidance")) or infer(self, feeds)
+        )
+        clip = ParityClip(blocks, "blocks", moving_points(1, SIZE, 4))
+        assert build_engine(folder, clip, F32, runner=FakeRunner(world11)).parity_psnr_db is None
+        masks = [x[0, 3].mean() for x in shown if x is not None]
+        assert masks == [0, 1, 1, 1]  # nothing is painted before the first frame, and everything after
+
+    def test_without_data_the_points_move_with_the_blocks(self, guided):
+        clip = clip_for(guided, load_manifest(guided), None, 3)
+        (ids,) = clip.points
+        assert ids.shape == (3, *SIZE)
+        np.testing.assert_array_equal(np.roll(ids[0], (1, 2), axis=(0, 1)), ids[1])
 
 
 class TestCompact:

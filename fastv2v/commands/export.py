@@ -188,11 +188,14 @@ def export_bundle(args: Export) -> Manifest:
         return manifest
     config = export_engine.tensorrt_config(args.engine, args.tensorrt)
     what = f"{len(conditions)} keyframes of {args.data.name}, {args.keyframes.gap} frames apart"
-    with export_engine.build_bar(args.out.stem) as progress:
-        record = build_engine(args.out, ParityClip(conditions.numpy(), what), config, progress=progress, runner=runner)
-    export_engine.show(args.out, record)
-    chosen = [Candidate(export_engine.TENSORRT, config.precision)]
     ids = None if points is None else [level.numpy() for level in points]
+    compared = ParityClip(conditions.numpy(), what, ids)
+    with export_engine.build_bar(args.out.stem) as progress:
+        record = build_engine(args.out, compared, config, progress=progress, runner=runner)
+    export_engine.show(args.out, record)
+    if config.version_compatible:  # auto would not take it
+        return load_manifest(args.out)
+    chosen = [Candidate(export_engine.TENSORRT, config.precision)]
     keyframes = Probe(conditions.numpy(), clip.frames[0].numpy(), ids)
     choose_engine(args.out, keyframes, candidates=chosen, guard=args.guard, threads=args.threads, forced=True)
     return load_manifest(args.out)

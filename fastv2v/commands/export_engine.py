@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,10 @@ from tqdm import tqdm
 from export.bundle import STEP_GRAPH, Manifest, load_manifest
 from export.choose import Probe, choose_engine
 from export.engines import Array, Candidate, available_engines, parse_engine
+from export.history import Points
+from export.stream import ConditionMap
 from export.tensorrt_api import CudaRunner, describe_site, require_tensorrt
-from export.tensorrt_builder import ParityClip, Progress, build_engine, moving_blocks
+from export.tensorrt_builder import ParityClip, Progress, build_engine, moving_blocks, moving_points
 from export.tensorrt_store import EngineRecord, Precision, TensorRTConfig, list_engines, misfit
 from fastv2v.commands.arguments import parse
 from fastv2v.commands.stream import PIPE, StreamArgs, open_sequence
@@ -104,17 +106,19 @@ def export_engine(args: ExportEngine) -> EngineRecord:
     runner = check_tensorrt()
     here, graph = describe_site(runner), manifest.files[STEP_GRAPH]
     if not args.overwrite:
-        for place, record in list_engines(args.bundle, manifest).items():
+        for place, record in list_engines(args.bundle, manifest).whole.items():
             if record.config.precision == args.config.precision and misfit(record, here, graph) is None:
                 raise BundleError(f"{args.bundle / place} is a {record} already; pass --overwrite to build it anew")
     clip = clip_for(args.bundle, manifest, args.data, args.frames)
     with build_bar(args.bundle.stem) as progress:
         record = build_engine(args.bundle, clip, args.config, progress=progress, runner=runner)
-    if args.measure:
+    if args.measure and args.config.version_compatible:
+        _LOG.warning("the engine brings code of its own, so auto will not take it and it is not measured")
+    elif args.measure:
         rivals = [Candidate(TENSORRT, args.config.precision)]
         if manifest.engine is not None:
             rivals.append(Candidate(manifest.engine.engine, manifest.engine.precision))
-        choose_engine(args.bundle, Probe(clip.conditions), candidates=list(dict.fromkeys(rivals)))
+        choose_engine(args.bundle, Probe(clip.conditions, points=clip.points), candidates=list(dict.fromkeys(rivals)))
     return record
 
 
@@ -133,17 +137,26 @@ def clip_for(bundle: Path, manifest: Manifest, data: Path | None, frames: int) -
     """
     if data is None:
         _LOG.warning("no --data was given: the engine is compared over moving blocks")
-        return ParityClip(
-            moving_blocks(manifest.condition, manifest.size, frames, np.random.default_rng(0)), "moving blocks"
-        )
+        spec = manifest.condition
+        blocks = moving_blocks(spec, manifest.size, frames, np.random.default_rng(0))
+        ids = moving_points(spec.guidance_levels, manifest.size, frames) if spec.guidance_levels else None
+        return ParityClip(blocks, "moving blocks", ids)
     taken = open_sequence(StreamArgs(bundle=bundle, data=data, phase="train", out=PIPE), manifest)
     gap = int(manifest.keyframes["gap"] or 1)
-    maps = itertools.islice(taken.conditions(), 0, gap * frames, gap)
+    maps = list(itertools.islice(taken.conditions(), 0, gap * frames, gap))
     spec = manifest.condition
     encoded: list[Array] = [encode_condition_numpy(spec, m.labels, m.instances, m.maps) for m in maps]
     if len(encoded) < 2:
         raise DataError(f"{data}: its first training sequence holds no two keyframes {gap} frames apart")
-    return ParityClip(np.stack(encoded), f"{len(encoded)} keyframes of {data.name}, {gap} frames apart")
+    return ParityClip(np.stack(encoded), f"{len(encoded)} keyframes of {data.name}, {gap} frames apart", _points(maps))
+
+
+def _points(maps: Sequence[ConditionMap]) -> Points | None:
+    """The point ids of frames, level by level; None where they have none."""
+    shown = [m.points for m in maps if m.points is not None]
+    if len(shown) < len(maps):
+        return None
+    return [np.stack(level) for level in zip(*shown, strict=True)]
 
 
 @contextmanager

@@ -108,6 +108,9 @@ class StreamArgs:
     """With --device, what finds the motion that gaps are filled by: a search, or RAFT-small, slower, with weights."""
     raft_weights: Path | None = None
     """State dict of torchvision's raft_small, for --flow raft."""
+    host_code: bool = False
+    """Let a named engine that was built into the bundle bring code of its own for the CPU, as version-compatible ones
+    of TensorRT do. Only for bundles from people you trust."""
     threads: int | None = None
     """CPU threads; all by default."""
     causal: bool = False
@@ -282,6 +285,7 @@ def main(argv: list[str]) -> int:
         causal=args.causal,
         device=args.device,
         raft_weights=args.raft_weights,
+        host_code=args.host_code,
     ) as stream:
         cv2.setNumThreads(filling_threads(args.threads or this_machine()["cores"], overlap=not args.causal))
         written, seconds, broken = _run(args, stream, files)
