@@ -24,6 +24,7 @@ from fastv2v.errors import DataError, ShapeError
 from fastv2v.ops.labels import instance_edges, one_hot
 
 Array = NDArray[np.float32]
+_WARM_UP_STEPS = 3
 
 
 class TensorCondition(NamedTuple):
@@ -275,6 +276,72 @@ def encode_on_device(
     if edges is not None:
         inputs["edges"] = edges[None]
     return TensorCondition(inputs, past)
+
+
+def record_graph(
+    work: Callable[[], None], stream: torch.cuda.Stream, pool: tuple[int, int] | None = None
+) -> torch.cuda.CUDAGraph:
+    """Record work on fixed buffers as a CUDA graph, without its effects.
+
+    Only what this thread does counts: others may go on working on the GPU meanwhile.
+
+    Args:
+        work: everything in it has been done before, on the same stream, so that nothing is set up in the graph.
+        stream: what it is recorded on; not the default stream.
+        pool: memory that it shares with other graphs, as ``torch.cuda.graph_pool_handle`` gives it; None: its own.
+
+    Raises:
+        RuntimeError: if it cannot be recorded. The caller's stream is the current one again.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # Entered here as well: where a recording fails, torch's own context leaves its stream the current one.
+    with (
+        torch.cuda.stream(stream),
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),  # type: ignore[arg-type]
+    ):
+        work()
+    return graph
+
+
+class Recorder:
+    """Records pieces of work on a CUDA GPU, each as a graph that does it again when it is called.
+
+    All share memory for what they need in between, so that one of them runs at a time, on one stream, and what they
+    make lies in buffers that were there before.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # Recording wants a stream of its own, and graphs that share memory want the same one.
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Do the work a few times and record it.
+
+        Args:
+            work: reads and writes tensors whose addresses stay.
+
+        Returns:
+            Begins the work on the current stream.
+
+        Raises:
+            RuntimeError: if it cannot be recorded, or the GPU lacks the memory.
+        """
+        with torch.cuda.device(self._device):
+            caller = torch.cuda.current_stream(self._device)
+            self._stream.wait_stream(caller)
+            with torch.cuda.stream(self._stream):
+                for _ in range(_WARM_UP_STEPS):
+                    work()
+            caller.wait_stream(self._stream)
+            graph = record_graph(work, self._stream, self._pool)
+            # Whoever replays it may do so on another stream, which does not wait for this one.
+            torch.cuda.synchronize(self._device)
+        return graph.replay
 
 
 def check_device_warp(

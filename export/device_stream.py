@@ -1,9 +1,9 @@
 """A stream whose frames are made, kept and filled in on a device, and leave it once. Needs torch.
 
 Keyframes come from a ``DeviceStep`` and stay there; the gaps between are filled by ``interpolate.torch_motion``, on a
-CUDA GPU recorded once for each length of a gap as a CUDA graph. Finished gaps are packed into one tensor of bytes and
-copied into pinned memory on a second CUDA stream while the next keyframe is made: two gaps are under way at most. The
-calling thread queues work and takes what has arrived; there is no worker thread.
+CUDA GPU recorded once for each length of a gap as a CUDA graph (but not with a RAFT). Finished gaps are packed into one
+tensor of bytes and copied into pinned memory on a second CUDA stream while the next keyframe is made: at most two gaps
+are under way. The calling thread queues work and takes what has arrived; there is no worker thread.
 
 Frames are those of ``export.stream.Stream`` within rounding and what two ways of estimating flow differ by: keyframes
 and blended frames within a level of 255 where the engines agree; frames filled by motion as good, but not the same.
@@ -24,20 +24,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.bundle import Manifest
-from export.device_step import DeviceStep, TensorCondition, encode_on_device
+from export.device_step import DeviceStep, Recorder, TensorCondition, encode_on_device
 from export.interpolation import NETWORK_METHOD
 from export.stream import (
     Condition,
     ConditionMap,
     DeliveredFrame,
+    MadeKeyframe,
     Stream,
     StreamError,
-    _checked_condition,
-    _from_uint8,
-    _Keyframe,
-    _motion,
+    checked_condition,
+    from_uint8,
+    motion_config,
 )
-from export.torch_engine import Replay
 from fastv2v.contracts import FlowEstimator
 from fastv2v.errors import BundleError, ConfigError
 from interpolate.fill import gap_times
@@ -397,7 +396,7 @@ class DeviceStream(Stream):
             self._ferry,
             _between(manifest, estimator),
             _UNDER_WAY if self._overlaps else 0,
-            _recorder(step.device),
+            recorder_for(step.device, estimator),
         )
         self._open(step, manifest, False, seed_frame, causal, None)
 
@@ -417,7 +416,7 @@ class DeviceStream(Stream):
         """
         if self._pushed:
             raise StreamError("a step is timed before a video begins; restart the stream first")
-        taken = _checked_condition(condition, self.manifest.condition, self.manifest.size, "the probe")
+        taken = checked_condition(condition, self.manifest.condition, self.manifest.size, "the probe")
         with self._ferry.working(), torch.no_grad():
             self._step.start(self._encoded(taken))
 
@@ -429,10 +428,16 @@ class DeviceStream(Stream):
 
         return step
 
+    def close(self) -> None:
+        """Wait until the device has done what was queued, so that its memory may be freed; see ``Stream.close``."""
+        super().close()
+        self._device_filler.restart()
+        self._ferry.wait()
+
     def restart(self, seed_frame: NDArray[np.uint8] | None = None) -> None:
         """See ``Stream.restart``."""
         self._has_started = self._is_ending = False
-        self._synthesised: set[int] = set()
+        self._keyframes_out: set[int] = set()  # queued and not handed over yet
         super().restart(seed_frame)
 
     def flush(self) -> list[DeliveredFrame]:
@@ -450,13 +455,13 @@ class DeviceStream(Stream):
         sent = [None if x is None else self._ferry.up(_sendable(x)) for x in maps]
         return encode_on_device(self.engine.form, self.manifest.condition, *sent)
 
-    def _synthesise(self, condition: ConditionMap) -> _Keyframe:
+    def _synthesise(self, condition: ConditionMap) -> MadeKeyframe:
         start = time.perf_counter()
         with self._ferry.working(), torch.no_grad():
             encoded = self._encoded(condition)
             is_given = not self._has_started and self._seed is not None
             if not self._has_started:
-                self._step.start(encoded, None if self._seed is None else _from_uint8(self._seed))
+                self._step.start(encoded, None if self._seed is None else from_uint8(self._seed))
                 self._has_started = True
             if is_given:
                 assert self._seed is not None
@@ -465,7 +470,7 @@ class DeviceStream(Stream):
                 frame = self._step.step(encoded)
                 # Copied: the next keyframe may be begun before the gap up to this one is filled.
                 made = self._fetched(frame) if self._is_causal else frame.clone()
-        return _Keyframe(made, not is_given, time.perf_counter() - start)
+        return MadeKeyframe(made, not is_given, time.perf_counter() - start)
 
     def _fetched(self, frame: Tensor) -> NDArray[np.uint8]:
         """A keyframe (1, 3, H, W) as bytes on the host."""
@@ -481,7 +486,7 @@ class DeviceStream(Stream):
         start = time.perf_counter()
         try:
             for index, keyframe in keyframes:
-                self._synthesised.add(index)
+                self._keyframes_out.add(index)
                 frames += self._deliver(self._filler.push(index, keyframe, self._classes_up_to(index)), None)
             # At the end, and before an error, all that is on its way goes out.
             left = 0 if self._is_ending or self._failure is not None else _UNDER_WAY
@@ -500,8 +505,11 @@ class DeviceStream(Stream):
     def _deliver(self, filled: Iterable[tuple[int, _Bytes]], keyframe: int | None) -> list[DeliveredFrame]:
         if keyframe is not None:  # of a causal stream
             return super()._deliver(filled, keyframe)
-        frames = super()._deliver(filled, None)
-        return [DeliveredFrame(x.index, x.frame, x.index in self._synthesised) for x in frames]
+        frames = [
+            DeliveredFrame(x.index, x.frame, x.index in self._keyframes_out) for x in super()._deliver(filled, None)
+        ]
+        self._keyframes_out.difference_update(x.index for x in frames)
+        return frames
 
 
 def _sendable(array: NDArray[Any]) -> NDArray[Any]:
@@ -536,14 +544,25 @@ def _between(manifest: Manifest, estimator: FlowEstimator | None) -> _Between:
         reason = "by a network, which runs on the CPU" if method == NETWORK_METHOD else f"in an unknown way ({method})"
         raise BundleError(f"{manifest.name} fills gaps {reason}; stream it without --device")
     try:
-        config: MotionConfig = _motion(**options)
+        config: MotionConfig = motion_config(**options)
     except (TypeError, ConfigError) as error:
         raise BundleError(f"manifest.json of {manifest.name}: interpolation: {error}; export it again") from error
     return TorchInterpolator(config, estimator).between
 
 
-def _recorder(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
-    """On CUDA GPUs work is recorded as a graph: it is hundreds of kernels of a few microseconds."""
-    if device.type != "cuda":
-        return None
-    return lambda work: Replay(work, device, graph=True)
+def recorder_for(
+    device: torch.device, estimator: FlowEstimator | None = None
+) -> Callable[[Callable[[], None]], Callable[[], None]] | None:
+    """What records the filling of gaps on a device, for a ``DeviceFiller``.
+
+    On a CUDA GPU it is hundreds of kernels of a few microseconds, which take longer to start than to run.
+
+    Args:
+        device: where gaps are filled.
+        estimator: finds the flow; None: the search does.
+
+    Returns:
+        None where nothing is recorded: not on a GPU, and not with an estimator of the caller's (torchvision's RAFT
+        copies tensors of the CPU each time, which no graph may hold).
+    """
+    return Recorder(device) if device.type == "cuda" and estimator is None else None

@@ -121,12 +121,15 @@ class StreamEngine(Protocol):
         ...
 
 
-class _Keyframe(NamedTuple):
+class MadeKeyframe(NamedTuple):
     """A keyframe as the worker hands it over."""
 
-    frame: Any  # (H, W, 3) uint8; a tensor where it stays on a device (export.device_stream)
+    frame: Any
+    """(H, W, 3) uint8; a tensor where it stays on a device (``export.device_stream``)."""
     is_synthesised: bool
+    """Whether the engine made it; a seed frame was given."""
     seconds: float
+    """What making it took."""
 
 
 class _Filler(Protocol):
@@ -142,14 +145,14 @@ class _Filler(Protocol):
 class _Executor(Protocol):
     """The one method of an executor that is used here."""
 
-    def submit(self, work: Callable[[], _Keyframe], /) -> Future[_Keyframe]: ...
+    def submit(self, work: Callable[[], MadeKeyframe], /) -> Future[MadeKeyframe]: ...
 
 
 class _Inline:
     """Does the work at once, in the calling thread."""
 
-    def submit(self, work: Callable[[], _Keyframe], /) -> Future[_Keyframe]:
-        done: Future[_Keyframe] = Future()
+    def submit(self, work: Callable[[], MadeKeyframe], /) -> Future[MadeKeyframe]:
+        done: Future[MadeKeyframe] = Future()
         try:
             done.set_result(work())
         except Exception as error:  # handed over through the future, as a worker thread would
@@ -212,7 +215,7 @@ class Stream:
         overlap = overlap and not causal
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keyframes") if overlap else None
         self._executor: _Executor = self._pool or _Inline()
-        self._pending: deque[tuple[int, Future[_Keyframe]]] = deque()
+        self._pending: deque[tuple[int, Future[MadeKeyframe]]] = deque()
         self._closed = False
         self.restart(seed_frame)
 
@@ -256,7 +259,7 @@ class Stream:
         Args:
             condition: of any frame.
         """
-        taken = _checked_condition(condition, self.manifest.condition, self.manifest.size, "the probe")
+        taken = checked_condition(condition, self.manifest.condition, self.manifest.size, "the probe")
         spec = self.manifest.condition
         form = self.engine.form
         first = encode_for(form, spec, taken.labels, taken.instances, taken.maps)
@@ -318,7 +321,7 @@ class Stream:
             raise self._failure
         if self._finished:
             raise StreamError("this stream has ended; restart it before pushing more")
-        taken = _checked_condition(condition, self.manifest.condition, self.manifest.size, f"frame {self._pushed}")
+        taken = checked_condition(condition, self.manifest.condition, self.manifest.size, f"frame {self._pushed}")
         self._waiting[self._pushed] = taken
         self._came[self._pushed] = time.perf_counter()
         self._pushed += 1
@@ -457,26 +460,26 @@ class Stream:
                 self._failure.__cause__ = error
         return ready
 
-    def _synthesise(self, condition: ConditionMap) -> _Keyframe:
+    def _synthesise(self, condition: ConditionMap) -> MadeKeyframe:
         """Make one keyframe and remember it, unrounded, for the next."""
         start = time.perf_counter()
         place = None if self._history is None else self._history.next_condition
         form, spec = self.engine.form, self.manifest.condition
         encoded = encode_for(form, spec, condition.labels, condition.instances, condition.maps, out=place)
         if self._history is None:
-            seed = None if self._seed is None else _from_uint8(self._seed)
+            seed = None if self._seed is None else from_uint8(self._seed)
             self._history = ArrayHistory(
                 encoded.past, self.manifest.history_length, seed, scale=form.scale, points=condition.points
             )
             if self._seed is not None:
-                return _Keyframe(self._seed, False, time.perf_counter() - start)
+                return MadeKeyframe(self._seed, False, time.perf_counter() - start)
         past = self._history
         shown = past.guided(encoded, condition.points)
         frame = self._steps.run(shown, past.conditions, past.frames, past.valid)["frame"][0]
         if not np.isfinite(frame).all():
             raise BundleError(f"{self.engine.precision} gave values that are not finite; choose precision f32")
         past.advance(encoded.past, frame, condition.points)
-        return _Keyframe(_to_uint8(frame), True, time.perf_counter() - start)
+        return MadeKeyframe(to_uint8(frame), True, time.perf_counter() - start)
 
     def _fill(self, keyframes: Iterable[tuple[int, NDArray[np.uint8]]]) -> list[DeliveredFrame]:
         """Interpolate up to each keyframe."""
@@ -526,16 +529,16 @@ def filling_threads(threads: int, *, overlap: bool = True) -> int:
     return max(1, threads // 2) if overlap else threads
 
 
-def _to_uint8(frame: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(3, H, W) in [-1, 1] to (H, W, 3), rounded to nearest."""
+def to_uint8(frame: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A frame (3, H, W) in [-1, 1] as it is shown, (H, W, 3), rounded to nearest."""
     # OpenCV rounds and saturates above; what lies below -1 must not come back from the other side.
     picture = cv2.merge([np.maximum(channel, -1) for channel in frame])
     levels: NDArray[np.uint8] = cv2.convertScaleAbs(picture, alpha=127.5, beta=127.5)
     return levels
 
 
-def _from_uint8(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) to (3, H, W) in [-1, 1]."""
+def from_uint8(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A frame (H, W, 3) as the engine takes it, (3, H, W) in [-1, 1]."""
     return frame.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
 
 
@@ -547,8 +550,18 @@ def _checked_seed(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
     return frame.copy()
 
 
-def _checked_condition(condition: Condition, spec: ConditionSpec, size: tuple[int, int], where: str) -> ConditionMap:
-    """A copy of the condition that is known to suit the bundle: the worker encodes it later."""
+def checked_condition(condition: Condition, spec: ConditionSpec, size: tuple[int, int], where: str) -> ConditionMap:
+    """A copy of a condition that is known to suit the bundle: it is encoded later.
+
+    Args:
+        condition: as it was given.
+        spec: how conditions of the bundle are encoded.
+        size: (height, width).
+        where: what messages call it where it has no name.
+
+    Raises:
+        DataError: if it does not suit.
+    """
     given = _named(condition, spec)
     where = given.name or where
     points = _checked_points(given.points, spec.guidance_levels, size, where)
@@ -646,7 +659,7 @@ def _interpolator(manifest: Manifest, network: Network | None) -> Interpolator:
         if network is None:
             raise BundleError(f"{manifest.name} interpolates by a network; open it with export.runtime.open_bundle")
         check_size(manifest.size)
-        return NetworkInterpolator(network, _motion(**options))
+        return NetworkInterpolator(network, motion_config(**options))
     except (TypeError, ConfigError, ShapeError) as error:
         raise BundleError(f"manifest.json of {manifest.name}: interpolation: {error}; export it again") from error
 
@@ -657,8 +670,13 @@ def _extrapolator(manifest: Manifest) -> Extrapolator:
     return EXTRAPOLATORS[str(options.pop("method"))](**options)
 
 
-def _motion(**options: Any) -> MotionConfig:
-    """Motion compensation from the options of a manifest; those of the network's engine are not its."""
+def motion_config(**options: Any) -> MotionConfig:
+    """Motion compensation from the options of a manifest; those of the network's engine are not its.
+
+    Raises:
+        ConfigError: if a value makes no sense.
+        TypeError: if there is no such option.
+    """
     return MotionConfig(**{name: value for name, value in options.items() if name not in ENGINE_OPTIONS})
 
 
@@ -667,7 +685,7 @@ def _dis(**options: Any) -> Interpolator:
 
 
 def _dis_ahead(**options: Any) -> Extrapolator:
-    return DISExtrapolator(_motion(**options))
+    return DISExtrapolator(motion_config(**options))
 
 
 INTERPOLATORS: Mapping[str, Callable[..., Interpolator]] = {"dis": _dis, "blend": BlendInterpolator}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
 
+from export.device_step import record_graph
 from export.engines import TENSORRT_INSTALL
 from export.tensorrt_store import Gpu, Site, version_numbers
 from fastv2v.errors import BundleError, ConfigError, MachineError, MissingExtraError
@@ -95,15 +96,11 @@ class CudaRunner:
 
     def capture(self, work: Callable[[], None]) -> Replay | None:
         """See ``Runner.capture``."""
-        graph = torch.cuda.CUDAGraph()
         try:
-            # Only what this thread does counts: others may go on working on the GPU meanwhile.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                work()
+            return record_graph(work, self._stream).replay
         except RuntimeError as error:
             log.warning("no CUDA graph could be recorded, so every step is queued by itself: %s", error)
             return None
-        return graph.replay
 
     def wait(self) -> None:
         """See ``Runner.wait``."""

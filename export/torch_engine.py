@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from export.bundle import MANIFEST, TORCH_ARCHITECTURE, TORCH_WEIGHTS, load_manifest
-from export.device_step import DeviceHistory, DeviceInputs, TensorCondition, check_device_warp, upload_to
+from export.device_step import DeviceHistory, DeviceInputs, Recorder, TensorCondition, check_device_warp, upload_to
 from export.engines import Array, this_machine
 from export.inputs import ConditionForm, StepCondition, average, form_of, from_encoded
 from export.onnx_graph import step_module
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"f32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 """What convolutions compute in. ``tf32`` multiplies float32 with 10 bits of mantissa, on NVIDIA's GPUs only."""
-_WARM_UP_STEPS = 3
 
 
 class Replay:
@@ -57,32 +56,15 @@ class Replay:
     """
 
     def __init__(self, work: Callable[[], None], device: torch.device, *, graph: bool) -> None:
-        self._work = work
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if not graph:
+        if graph:
+            self._again = Recorder(device)(work)
+        else:
             work()  # what is compiled or chosen on first use is then done
-            return
-        with torch.cuda.device(device):
-            # Recording wants a stream of its own, on which everything has been allocated before.
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UP_STEPS):
-                    work()
-            torch.cuda.current_stream(device).wait_stream(side)
-            recorded = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(recorded):
-                work()
-            # Whoever replays it may do so on another stream, which does not wait for this one.
-            torch.cuda.synchronize(device)
-        self._graph = recorded
+            self._again = work
 
     def __call__(self) -> None:
         """Do the work; on a GPU it is only begun."""
-        if self._graph is None:
-            self._work()
-        else:
-            self._graph.replay()
+        self._again()
 
 
 def usable_device() -> torch.device:

@@ -62,15 +62,16 @@ _GRADIENT_WEIGHT = 20.0
 _DESCENT_STEPS = 12
 # DIS needs room for a pyramid of 8x8 patches; smaller pictures are enlarged to this for the estimation.
 _LEAST_WORKING_SIDE = 32
-# How many grey levels one grid pixel of disagreement between the two flows counts for, and where it stops counting.
-_RETURN_ERROR_WEIGHT = 3.0
-_RETURN_ERROR_LIMIT = 4.0
-# Brightness by which a pixel and its counterpart may differ, in grey levels.
-_MATCH_GREY_LEVELS = 25
-# What it counts for, without any doubt, when motion leads to another class than the known one, in grey levels.
-_STRANGE_CLASS_GREY_LEVELS = 40
-# Log odds against a side that looks one grid pixel or more past the border.
-_OUTSIDE_LOG_ODDS = 0.7
+RETURN_ERROR_WEIGHT = 3.0
+"""How many grey levels one grid pixel of disagreement between the two flows counts for."""
+RETURN_ERROR_LIMIT = 4.0
+"""Where that stops counting, in grid pixels."""
+MATCH_GREY_LEVELS = 25
+"""Brightness by which a pixel and its counterpart may differ, in grey levels."""
+STRANGE_CLASS_GREY_LEVELS = 40
+"""What it counts for, without any doubt, when motion leads to another class than the known one, in grey levels."""
+OUTSIDE_LOG_ODDS = 0.7
+"""Log odds against a side that looks one grid pixel or more past the border."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ class _Plan:
         height, width = size
         self.full_size = width, height
         self.last_pixel = width - 1.0, height - 1.0
-        self.working_size = _scaled(width, config.working_scale), _scaled(height, config.working_scale)
+        self.working_size = working_side(width, config.working_scale), working_side(height, config.working_scale)
         # One estimator for each size: for a small picture OpenCV's changes its own settings for good.
         self.flow = _flow_estimator(_GRADES[config.grade])
         self.grid_size = (self.working_size[0] + 1) // 2, (self.working_size[1] + 1) // 2
@@ -190,7 +191,8 @@ def _flow_estimator(settings: _FlowSettings) -> cv2.DISOpticalFlow:
     return flow
 
 
-def _scaled(side: int, scale: float) -> int:
+def working_side(side: int, scale: float) -> int:
+    """Pixels along a side of the picture on which motion is estimated: the frame's, scaled, but enough for DIS."""
     return max(_LEAST_WORKING_SIDE, round(side * scale))
 
 
@@ -391,13 +393,13 @@ def _return_error(plan: _Plan, there: Field, back: Field) -> Field:
 
 
 def _penalty(return_error: Field) -> Frame:
-    return (np.minimum(return_error, _RETURN_ERROR_LIMIT) * _RETURN_ERROR_WEIGHT).astype(np.uint8)
+    return (np.minimum(return_error, RETURN_ERROR_LIMIT) * RETURN_ERROR_WEIGHT).astype(np.uint8)
 
 
 def _unmatched(plan: _Plan, first: Frame, second: Frame, forward: Field, return_error: Field) -> float:
     """Share of pixels that ``second`` does not show: the flow does not return, or the brightness differs."""
     difference = cv2.absdiff(first, _sample(second, cv2.add(plan.grid, forward)))
-    return float(np.mean((return_error > plan.lost) | (difference > _MATCH_GREY_LEVELS)))
+    return float(np.mean((return_error > plan.lost) | (difference > MATCH_GREY_LEVELS)))
 
 
 def comparable(labels: Sequence[Labels]) -> list[Labels]:
@@ -464,7 +466,7 @@ def _motion_at(plan: _Plan, motion: PairMotion, time: float, guide: _Guide | Non
         if guide is not None:
             for labels, positions in zip(guide.small[:2], (in_first, in_second), strict=True):
                 strange = cv2.compare(class_at(labels, positions), guide.small[2], cv2.CMP_NE)
-                cv2.add(unlike, round(_STRANGE_CLASS_GREY_LEVELS * (1 - guide.doubt)), dst=unlike, mask=strange)
+                cv2.add(unlike, round(STRANGE_CLASS_GREY_LEVELS * (1 - guide.doubt)), dst=unlike, mask=strange)
         cost = cv2.boxFilter(unlike, cv2.CV_32F, (5, 5)) + 1
         costs.append(cv2.pow(cost, 4))
     return cv2.blendLinear(candidates[0], candidates[1], costs[1], costs[0])
@@ -495,7 +497,7 @@ def _fade_unseen(plan: _Plan, moved: Field, time: float) -> None:
 def _border_log_odds(beyond: Sequence[tuple[Field, Field]]) -> Field:
     """Log odds of the first side against the second from how far outside the picture each looks, (h, w)."""
     unseen = [np.clip(np.maximum(*axes), 0, 1) for axes in beyond]
-    return (unseen[1] - unseen[0]) * _OUTSIDE_LOG_ODDS
+    return (unseen[1] - unseen[0]) * OUTSIDE_LOG_ODDS
 
 
 def _beyond_border(plan: _Plan, positions: Field) -> tuple[Field, Field]:

@@ -130,11 +130,21 @@ def _coarser_levels(height: int, width: int) -> int:
     return max(0, round(math.log2(min(max(height, width) / 16, min(height, width) / 6))))
 
 
-def _sample(source: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Read (B, C, h, w) at positions (B, ...) of two dimensions, bilinear; borders repeat."""
+def sample_at(source: Tensor, x: Tensor, y: Tensor, mode: str = "bilinear") -> Tensor:
+    """Read pictures at positions; borders repeat.
+
+    Args:
+        source: (B, C, h, w).
+        x: positions along the width, in pixels, (B, P, Q); 0 is the centre of the first pixel.
+        y: the same along the height.
+        mode: of ``grid_sample``.
+
+    Returns:
+        (B, C, P, Q).
+    """
     height, width = source.shape[-2:]
     grid = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
-    return F.grid_sample(source, grid, padding_mode="border", align_corners=True)
+    return F.grid_sample(source, grid, mode=mode, padding_mode="border", align_corners=True)
 
 
 def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,11 +195,11 @@ class _Patches:
         y = torch.arange(self.rows, device=flow.device, dtype=flow.dtype) * self.stride - 0.5
         rows, columns = torch.meshgrid(y, x, indexing="ij")
         batch = flow.shape[0]
-        return _sample(flow, columns.expand(batch, -1, -1), rows.expand(batch, -1, -1)).flatten(2)
+        return sample_at(flow, columns.expand(batch, -1, -1), rows.expand(batch, -1, -1)).flatten(2)
 
     def seen(self, motion: Tensor) -> Tensor:
         """What the second picture shows where the patches would be, less what they show: (B, 2, N) to (B, P, N)."""
-        return _sample(self.other, self.x + motion[:, :1], self.y + motion[:, 1:])[:, 0] - self.grey
+        return sample_at(self.other, self.x + motion[:, :1], self.y + motion[:, 1:])[:, 0] - self.grey
 
     def difference(self, motion: Tensor) -> _Match:
         """How patches match under a motion (B, 2, N)."""
@@ -248,7 +258,7 @@ def _refine(one: Tensor, other: Tensor, flow: Tensor, sweeps: int) -> Tensor:
     height, width = one.shape[-2:]
     x = torch.arange(width, device=one.device, dtype=one.dtype)
     y = torch.arange(height, device=one.device, dtype=one.dtype).view(-1, 1)
-    moved = _sample(other, x + flow[:, 0], y + flow[:, 1])
+    moved = sample_at(other, x + flow[:, 0], y + flow[:, 1])
     along, across = _slopes((one + moved) / 2)
     change = moved - one
     # Each equation: slopes along x and y, what is left to explain, its weight.

@@ -19,19 +19,19 @@ from torch import Tensor
 from fastv2v.contracts import FlowEstimator
 from fastv2v.errors import ConfigError, ShapeError
 from interpolate.motion import (
-    _MATCH_GREY_LEVELS,
-    _OUTSIDE_LOG_ODDS,
-    _RETURN_ERROR_LIMIT,
-    _RETURN_ERROR_WEIGHT,
-    _STRANGE_CLASS_GREY_LEVELS,
+    MATCH_GREY_LEVELS,
+    OUTSIDE_LOG_ODDS,
+    RETURN_ERROR_LIMIT,
+    RETURN_ERROR_WEIGHT,
+    STRANGE_CLASS_GREY_LEVELS,
     Frame,
     Labels,
     MotionConfig,
-    _scaled,
     check_labels,
     check_pair,
+    working_side,
 )
-from interpolate.torch_flow import SEARCHES, scaled_flow, search_flow
+from interpolate.torch_flow import SEARCHES, sample_at, scaled_flow, search_flow
 
 # Shape letters: B batch, T times, H and W of the frames, h and w of the grid (about a quarter of that).
 _GREY = (0.299, 0.587, 0.114)
@@ -166,16 +166,16 @@ class TorchInterpolator:
 
     def _motion(self, ends: tuple[Tensor, Tensor], flows: tuple[Tensor, Tensor] | None) -> _Motion:
         height, width = ends[0].shape[-2:]
-        working = _scaled(height, self.config.working_scale), _scaled(width, self.config.working_scale)
+        working = working_side(height, self.config.working_scale), working_side(width, self.config.working_scale)
         grid = (working[0] + 1) // 2, (working[1] + 1) // 2
         one, other = (_resized(_resized(_grey(x), working), grid) for x in ends)
         if flows is None:
             flows = self._flows(ends, (one, other))
         there, back = (scaled_flow(x, *grid) for x in flows)
         errors = _return_error(there, back), _return_error(back, there)
-        first_penalty, second_penalty = (e.clamp(max=_RETURN_ERROR_LIMIT) * _RETURN_ERROR_WEIGHT for e in errors)
+        first_penalty, second_penalty = (e.clamp(max=RETURN_ERROR_LIMIT) * RETURN_ERROR_WEIGHT for e in errors)
         # A pixel is lost when it comes back further off than 1/128 of the picture's width.
-        is_lost = (errors[0] > max(0.5, grid[1] / 128)) | ((one - _read(other, there)).abs() > _MATCH_GREY_LEVELS)
+        is_lost = (errors[0] > max(0.5, grid[1] / 128)) | ((one - _read(other, there)).abs() > MATCH_GREY_LEVELS)
         threshold = self.config.cut_threshold
         is_cut = is_lost.flatten(1).to(one.dtype).mean(1) > (2.0 if threshold is None else threshold)
         return _Motion((one, other), (there, -back), (first_penalty, second_penalty), is_cut)
@@ -235,10 +235,7 @@ def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _read(source: Tensor, offset: Tensor, mode: str = "bilinear") -> Tensor:
     """Read (B, C, H, W) at every pixel plus ``offset`` (B, 2, H, W) in pixels; borders repeat."""
-    x, y = _positions(offset)
-    height, width = source.shape[-2:]
-    grid = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
-    return F.grid_sample(source, grid, mode=mode, padding_mode="border", align_corners=True)
+    return sample_at(source, *_positions(offset), mode)
 
 
 def _positions(offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,7 +292,7 @@ def _motion_at(motion: _Motion, time: float, guide: _Guide | None) -> Tensor:
         if guide is not None:
             for labels, offset in zip(guide.small_ends, offsets, strict=True):
                 is_strange = _read(labels, offset.detach(), "nearest") != guide.small_wanted
-                unlike = unlike + is_strange * round(_STRANGE_CLASS_GREY_LEVELS * (1 - guide.doubt))
+                unlike = unlike + is_strange * round(STRANGE_CLASS_GREY_LEVELS * (1 - guide.doubt))
         padded = F.pad(unlike.clamp(max=255), (_BOX // 2,) * 4, mode="reflect")
         costs.append((F.avg_pool2d(padded, _BOX, stride=1) + 1) ** 4)
         candidates.append(candidate)
@@ -311,5 +308,5 @@ def _first_share(moved: Tensor, time: float) -> Tensor:
         middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
         beyond = torch.maximum((x - middle_x).abs() - middle_x, (y - middle_y).abs() - middle_y)
         unseen.append(beyond.clamp(0, 1))
-    odds = torch.exp((unseen[1] - unseen[0]) * _OUTSIDE_LOG_ODDS) * ((1 - time) / time)
+    odds = torch.exp((unseen[1] - unseen[0]) * OUTSIDE_LOG_ODDS) * ((1 - time) / time)
     return (odds / (1 + odds)).unsqueeze(1)

@@ -14,18 +14,18 @@ class TinyDeviceStep:
     """A ``DeviceStep``; spoils the frame of one call where it is told to."""
 
     name, precision, form = "tiny", "f32", PLAIN
-    device = torch.device("cpu")
     memory_bytes = None
 
-    def __init__(self, spoil_at: int = -1, fail_at: int = -1) -> None:
-        self._module = TinyStep().eval()
+    def __init__(self, spoil_at: int = -1, fail_at: int = -1, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._module = TinyStep().eval().to(device)
         self._inputs: DeviceInputs | None = None
         self._spoil_at, self._fail_at, self.calls = spoil_at, fail_at, 0
 
     def start(self, first, seed_frame=None):
         if self._inputs is None:
-            self._inputs = DeviceInputs(first)
-            self._history = DeviceHistory(tuple(first.past.shape), 2)
+            self._inputs = DeviceInputs(first, self.device)
+            self._history = DeviceHistory(tuple(first.past.shape), 2, device=self.device)
             self._frame = torch.zeros_like(self._history.frames[:, 0])
         self._inputs.load(first)
         self._history.start(self._inputs.past, seed_frame)

@@ -1,5 +1,7 @@
 """What steps on a device share: history, inputs and encoding beside their numpy twins. On the CPU device."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.device_step import DeviceHistory, DeviceInputs, TensorCondition, check_device_warp, encode_on_device
+from export.device_step import (
+    DeviceHistory,
+    DeviceInputs,
+    Recorder,
+    TensorCondition,
+    check_device_warp,
+    encode_on_device,
+    record_graph,
+)
 from export.history import ArrayHistory
 from export.inputs import ConditionForm, StepCondition, encode_for
 from fastv2v.data.conditions import ConditionSpec
@@ -129,3 +139,62 @@ def test_half_pixel_warps_are_judged():
     check_device_warp(bilinear, "torch bf16", "cpu", torch.bfloat16)
     with pytest.raises(BundleError, match="torch f32 warps wrongly"):
         check_device_warp(lambda x, g: F.grid_sample(x, g, "nearest", "border", True), "torch f32", "cpu")
+
+
+def test_work_is_recorded_on_the_stream_that_was_given_and_binds_this_thread_only(monkeypatch):
+    asked, current = [], ["caller"]
+
+    @contextlib.contextmanager
+    def stream(wanted):
+        before, current[:] = current[0], [wanted]
+        try:
+            yield
+        finally:
+            current[:] = [before]
+
+    @contextlib.contextmanager
+    def graph(recorded, **options):
+        asked.append(options)
+        yield  # torch leaves the stream as it is where the end of the recording fails
+        raise RuntimeError("cudaErrorStreamCaptureInvalidated")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    seen = []
+    with pytest.raises(RuntimeError, match="Invalidated"):
+        record_graph(lambda: seen.append(current[0]), "side", (0, 7))
+    assert asked == [{"pool": (0, 7), "stream": "side", "capture_error_mode": "thread_local"}]
+    assert seen == ["side"] and current == ["caller"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
+class TestRecorderOnAGpu:
+    def test_graphs_that_share_memory_leave_each_other_alone(self):
+        device = torch.device("cuda")
+        record = Recorder(device)
+        source, doubled, summed = torch.ones(1 << 16, device=device), *torch.zeros(2, 1 << 16, device=device)
+
+        def double():
+            doubled.copy_((source * 3).sub(source))
+
+        def add():
+            summed.copy_((doubled + source).mul(2))
+
+        one, other = record(double), record(add)
+        for value in (1.0, 5.0, -2.0):
+            source.fill_(value)
+            one()
+            other()
+            one()
+            assert (doubled == 2 * value).all() and (summed == 6 * value).all()
+
+    def test_what_cannot_be_recorded_leaves_the_gpu_usable(self):
+        device = torch.device("cuda")
+        here = torch.cuda.current_stream(device)
+        source = torch.ones(4, device=device)
+        with pytest.raises(RuntimeError):
+            Recorder(device)(lambda: source.sum().item())  # asks the GPU for a value
+        assert torch.cuda.current_stream(device) == here
+        assert Recorder(device)(lambda: source.add_(1)) is not None
+        assert source.sum().item() > 4

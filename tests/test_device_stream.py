@@ -20,10 +20,12 @@ from export.device_stream import (
     _Gap,
     blend_between,
     named_device,
+    recorder_for,
 )
 from export.inputs import ConditionForm
 from export.stream import Stream, StreamError
-from fastv2v.errors import BundleError, ConfigError, DataError
+from fastv2v.errors import BundleError, ConfigError, DataError, MissingExtraError
+from fastv2v.nn.optical_flow import RAFTFlow, import_raft
 from interpolate.fill import fill
 from interpolate.motion import BlendInterpolator
 from interpolate.torch_motion import from_levels
@@ -34,11 +36,19 @@ class LateFerry(HostFerry):
 
     def __init__(self) -> None:
         self.most_under_way = self._under_way = 0
+        self.has_waited = False
 
     def down(self, data):
         self._under_way += 1
         self.most_under_way = max(self.most_under_way, self._under_way)
         return _Late(super().down(data), self)
+
+    def wait(self):
+        assert self._under_way == 0, "it would land in memory that is freed next"
+        self.has_waited = True
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
 
 
 class _Late:
@@ -150,6 +160,22 @@ class TestDelivery:
             stream.restart()
             list(stream.frames(label_maps(9, seed=5)))
         assert all(np.array_equal(d.frame, x) for d, x in zip(frames, copies, strict=True))
+
+    def test_what_is_under_way_has_landed_before_its_memory_is_freed(self):
+        ferry = LateFerry()
+        with DeviceStream(TinyDeviceStep(), manifest(), ferry=ferry) as stream:
+            for labels in label_maps(10):
+                stream.push(labels)
+            assert not ferry.has_waited
+        assert ferry.has_waited
+
+    def test_a_long_video_is_not_remembered(self):
+        with DeviceStream(TinyDeviceStep(), manifest(gap=2), ferry=LateFerry()) as stream:
+            most = 0
+            for labels in label_maps(30):
+                stream.push(labels)
+                most = max(most, len(stream._keyframes_out))
+        assert most <= 3
 
     def test_a_step_is_timed_before_a_video_begins(self):
         labels = label_maps(5)
@@ -357,7 +383,7 @@ class TestCudaFerry:
         ferry.wait()
         assert noted[-2:] == ["wait for stream 0", "wait for stream 1"]
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
+    @needs_gpu
     def test_on_a_gpu_everything_arrives_as_it_was(self):
         device = torch.device("cuda")
         ferry = CudaFerry(device)
@@ -365,3 +391,48 @@ class TestCudaFerry:
         with ferry.working():
             arrivals = [ferry.down(ferry.up(x)) for x in sent]
         assert all(np.array_equal(arrival.take(), x) for arrival, x in zip(arrivals, sent, strict=True))
+
+
+def test_only_the_search_that_needs_no_weights_is_recorded():
+    """torchvision's RAFT copies tensors of the CPU inside, which no CUDA graph may hold."""
+    assert recorder_for(torch.device("cuda"), lambda first, second: (first, second)) is None
+    assert recorder_for(torch.device("cpu")) is None
+
+
+@needs_gpu
+class TestOnAGpu:
+    @pytest.mark.parametrize("method", ["dis", "blend"])
+    @pytest.mark.parametrize("policy", ["uniform", "adaptive"])
+    def test_a_stream_gives_the_frames_of_the_cpu(self, method, policy):
+        details = manifest(interpolation={"method": method}, keyframes={"policy": policy, "gap": 4})
+        labels = label_maps(14)
+        with DeviceStream(TinyDeviceStep(), details) as stream:
+            wanted = list(stream.frames(labels))
+        with DeviceStream(TinyDeviceStep(device="cuda"), details) as stream:
+            for _ in range(2):  # the second video replays what the first recorded
+                made = list(stream.frames(labels))
+                assert [d.is_keyframe for d in made] == [d.is_keyframe for d in wanted]
+                for one, other in zip(made, wanted, strict=True):
+                    assert psnr_db(one.frame, other.frame) > (40 if one.is_keyframe or method == "blend" else 20)
+                stream.restart()
+
+    def test_a_keyframe_that_is_not_finite_is_named(self):
+        with (
+            DeviceStream(TinyDeviceStep(spoil_at=2, device="cuda"), manifest()) as stream,
+            pytest.raises(StreamError, match="keyframe 8 could not be synthesised"),
+        ):
+            list(stream.frames(label_maps(14)))
+
+    def test_raft_finds_the_flow(self):
+        """With the weights it begins with: that it runs, not what it finds."""
+        try:
+            models = import_raft()
+        except MissingExtraError as error:
+            pytest.skip(str(error))
+        torch.manual_seed(0)
+        raft = RAFTFlow(models.raft_small().cuda())
+        details = manifest(interpolation={"method": "dis"})
+        with DeviceStream(TinyDeviceStep(device="cuda"), details, estimator=raft) as stream:
+            made = list(stream.frames(label_maps(9)))
+        assert [d.index for d in made] == list(range(9))
+        assert [d.index for d in made if d.is_keyframe] == [0, 4, 8]

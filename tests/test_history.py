@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.history import ArrayHistory
-from export.stream import _from_uint8, _to_uint8
+from export.stream import from_uint8, to_uint8
 from fastv2v.data.conditions import ConditionSpec, encode_condition_numpy
 from fastv2v.ops.labels import one_hot
 from fastv2v.render import advance, start_history
@@ -58,8 +58,8 @@ def test_encoding_into_a_used_array_is_encoding(ignore):
 def test_frames_are_rounded_and_saturate():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 256).repeat(3, 0)[:, None, :]
     exact = np.ascontiguousarray(levels.transpose(1, 2, 0))
-    assert np.array_equal(_to_uint8(_from_uint8(exact)), exact)
+    assert np.array_equal(to_uint8(from_uint8(exact)), exact)
     values = np.array([-3.0, -1.01, -1.0, -1 + 0.6 / 127.5, 0.0, 1.0, 1.4], np.float32)
-    made = _to_uint8(np.broadcast_to(values, (3, 1, 7)).copy())
+    made = to_uint8(np.broadcast_to(values, (3, 1, 7)).copy())
     assert made[0, :, 0].tolist() == [0, 0, 0, 1, 128, 255, 255]
     assert made.shape == (1, 7, 3) and made.dtype == np.uint8 and made.flags["C_CONTIGUOUS"]

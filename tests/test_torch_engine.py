@@ -120,6 +120,37 @@ def test_work_is_done_once_when_it_is_not_recorded():
     assert len(counted) == 2
 
 
+@needs_gpu
+class TestOnAGpu:
+    @pytest.mark.parametrize("config", [SLIM, COMPOSITE], ids=["compact", "plain"])
+    @pytest.mark.parametrize("graph", [False, True])
+    @pytest.mark.parametrize(("precision", "tolerance"), [("f32", 1e-3), ("tf32", 0.02), ("bf16", 0.1), ("f16", 0.02)])
+    def test_a_step_draws_what_the_module_draws(self, config, graph, precision, tolerance):
+        model, labels = generator(config), drawn(6)
+        step = TorchStep(model, SIZE, SPEC, device=torch.device("cuda"), precision=precision, cuda_graph=graph)
+        conditions = [encode_for(step.form, SPEC, x, x) for x in labels]
+        for _ in range(2):
+            step.start(conditions[0])
+            for condition, frame in zip(conditions, expected(model, labels), strict=True):
+                assert np.abs(step.step(condition).cpu().numpy() - frame).max() < tolerance
+        assert step.memory_bytes > 0
+
+    def test_work_is_replayed_over_its_buffers(self):
+        device = torch.device("cuda")
+        source, made = torch.ones(2, 1000, device=device)
+        replay = Replay(lambda: made.copy_(source.exp()), device, graph=True)
+        source.fill_(2)
+        replay()
+        assert torch.allclose(made, source.exp())
+
+    def test_the_engine_on_arrays_draws_the_same(self):
+        model, labels = generator(SLIM), drawn(5)
+        engine = TorchEngine(model, SIZE, SPEC, device=torch.device("cuda"))
+        conditions = np.stack([encode_condition_numpy(SPEC, x, x) for x in labels])
+        frames = list(roll_out(engine, conditions, model.history_length))
+        assert all(np.abs(a[None] - b).max() < 1e-3 for a, b in zip(frames, expected(model, labels), strict=True))
+
+
 def test_what_cannot_be_is_refused_in_one_sentence(monkeypatch):
     model = generator(SLIM)
     with pytest.raises(ConfigError, match="torch runs in f32 or tf32"):
