@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.fps import measure_step, measure_stream
 from benchmarks.results import Row
 from export.bundle import EngineChoice, Manifest, load_manifest
 from export.choose import Probe, choose_engine
+from export.device_stream import why_not_on_a_device
 from export.engines import AUTO, DEVICE_ENGINES, Candidate, available_candidates, parse_engine, this_machine
 from export.runtime import ConditionMap, Stream, measured_precision, open_bundle
 from export.tensorrt_builder import moving_blocks
+from export.torch_engine import card_id
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError, FastV2VError
-from fastv2v.measure.gpu import GpuWatch
+from fastv2v.measure.gpu import GpuWatch, memory_beyond, read_gpu_use
 
 COLUMNS: Final = {
     "name": "engine",
@@ -40,7 +43,8 @@ COLUMNS: Final = {
     "power_w": "W",
     "failed": "why not",
 }
-"""Columns of the table. A MAC is two FLOPs. Memory is what the card holds more than before the engine was opened."""
+"""Columns of the table. A MAC is two FLOPs. Memory is what the card holds more than before the engine was opened, power
+that of the whole card; both while keyframes and streams are timed."""
 _BLOCKS = (8, 16)
 
 
@@ -142,17 +146,20 @@ def _measure(
     repeats: int,
     threads: int | None,
 ) -> Row:
-    with GpuWatch() as before:
-        pass
-    device = "cuda" if candidate.engine in DEVICE_ENGINES and this_machine()["gpu"] else None
+    keeps_frames = candidate.engine in DEVICE_ENGINES and why_not_on_a_device(manifest) is None
+    device = "cuda" if keeps_frames and this_machine()["gpu"] else None
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")  # what CUDA itself takes is of no engine
+        torch.cuda.empty_cache()  # nor is what the engine before has left
+    card = card_id()
+    before = read_gpu_use(card)
     options: dict[str, Any] = {"engine": candidate.engine, "precision": candidate.precision, "threads": threads}
     with open_bundle(folder, **options, device=device) as stream:
         step = stream.time_step(conditions[0])
-        with GpuWatch() as watch:
+        with GpuWatch(card) as watch:
             speed = measure_step(step, warmup=3, repeats=20 * repeats)
-        delivered = measure_stream(lambda: _delivered(stream, conditions), len(conditions), repeats)
+            delivered = measure_stream(lambda: _delivered(stream, conditions), len(conditions), repeats)
         where = f"on {this_machine()['gpu']}, frames too" if device else getattr(stream.engine, "where", "")
-    held, held_before = watch.use.memory_mb, before.use.memory_mb
     return {
         "name": str(candidate),
         "where": where,
@@ -167,7 +174,7 @@ def _measure(
         "pause_p95_ms": delivered.pause.p95_ms,
         "pause_p99_ms": delivered.pause.p99_ms,
         **_cost(manifest),
-        "gpu_memory_mb": None if held is None or held_before is None else max(0.0, held - held_before),
+        "gpu_memory_mb": memory_beyond(before, watch.use),
         "power_w": watch.use.power_w,
     }
 

@@ -51,13 +51,13 @@ from export.onnx_graph import deployable
 from export.runtime import ConditionMap, Stream
 from export.tensorrt_builder import ParityClip, build_engine, moving_blocks
 from export.tensorrt_store import TensorRTConfig
-from export.torch_engine import DTYPES, Replay, TorchStep, deploy, device_name, numerics
+from export.torch_engine import DTYPES, Replay, TorchStep, card_id, deploy, device_name, numerics
 from fastv2v.contracts import History, StepModel
 from fastv2v.data.classes import preset_classes
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.errors import ConfigError, DataError, FastV2VError
 from fastv2v.measure.cost import Cost as NetworkCost
-from fastv2v.measure.gpu import GpuUse, GpuWatch
+from fastv2v.measure.gpu import GpuUse, GpuWatch, memory_beyond, read_gpu_use
 from fastv2v.measure.latency import measure_latency
 from fastv2v.nn.generators import build_generator
 from fastv2v.run import write_bytes
@@ -375,7 +375,7 @@ def measure_case(case: Case, settings: Settings, peaks: Measured) -> dict[str, A
     row = _labels(case) | (
         _measure_filling(case, settings) if case.model == FILLING else _measure_network(case, settings, peaks)
     )
-    if device.type == "cuda":
+    if device.type == "cuda" and case.variant not in BUNDLED:  # the engines of bundles have memory torch knows not of
         row["memory_mb"] = torch.cuda.max_memory_reserved(device) / 1e6
     return row
 
@@ -396,6 +396,7 @@ def _measure_network(case: Case, settings: Settings, peaks: Measured) -> dict[st
     gap = 1 if case.model == TEACHER else settings.gap
     cost = step_cost(model, SPEC.channels, case.size, keyframe_fraction=1 / gap)
     conditions = moving_conditions(SPEC, case.size, settings.num_frames)
+    before = read_gpu_use(_card(settings.torch_device))
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
         stream, step = open_case(case, settings, model, Path(scratch, "student.v2v"))
@@ -404,6 +405,7 @@ def _measure_network(case: Case, settings: Settings, peaks: Measured) -> dict[st
             device = settings.torch_device
             measured = _timed(step or stream.time_step(conditions[0]), device, conditions[0])
             delivered = measure_stream(lambda: _delivered(stream, conditions), settings.num_frames, settings.repeats)
+            after = read_gpu_use(_card(device))
     floor, (speed, use) = floor_ms(cost.keyframe, case.precision, peaks), measured
     return {
         "gap": gap,
@@ -425,6 +427,7 @@ def _measure_network(case: Case, settings: Settings, peaks: Measured) -> dict[st
         "unit": "frames / s",
         "spread": delivered.spread_fps,
         "pause_p99_ms": delivered.pause.p99_ms,
+        "memory_mb": memory_beyond(before, use, after),
         "power_w": use.power_w,
         "clock_mhz": use.clock_mhz,
     }
@@ -446,9 +449,14 @@ def _timed(
 
     once = measure_latency(call, warmup=2, repeats=3, synchronize=waiter).median_ms
     repeats = int(np.clip(1000 * _MEASURED_S / once, 5, 400))
-    with GpuWatch(device.index or 0) as watch:
+    with GpuWatch(_card(device)) as watch:
         speed = measure_step(call, warmup=3, repeats=repeats, synchronize=waiter)
     return speed, watch.use
+
+
+def _card(device: torch.device) -> str:
+    """The GPU whose power and memory are watched; that of a test on the CPU is any."""
+    return card_id(device if device.type == "cuda" else None)
 
 
 def open_case(case: Case, settings: Settings, model: StepModel, folder: Path) -> tuple[Stream, DeviceStep | None]:

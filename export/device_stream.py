@@ -526,23 +526,32 @@ def _stacked(labels: Sequence[NDArray[np.integer]]) -> NDArray[Any]:
     return _sendable(np.stack(labels)[None])
 
 
+def why_not_on_a_device(manifest: Manifest) -> str | None:
+    """What keeps a bundle from being streamed on a device; None where nothing does.
+
+    Args:
+        manifest: of the bundle.
+    """
+    method = manifest.interpolation["method"]
+    if manifest.condition.guidance_levels:
+        return "is guided by what it has painted, which is kept on the host"
+    if method == NETWORK_METHOD:
+        return "fills gaps by a network, which runs on the CPU"
+    return None if method in ("blend", "dis") else f"fills gaps in an unknown way ({method})"
+
+
 def _between(manifest: Manifest, estimator: FlowEstimator | None) -> _Between:
     """What fills gaps as the manifest asks for.
 
     Raises:
         BundleError: if nothing does on a device.
     """
+    reason = why_not_on_a_device(manifest)
+    if reason is not None:
+        raise BundleError(f"{manifest.name} {reason}; stream it without --device")
     options = dict(manifest.interpolation)
-    method = options.pop("method")
-    if manifest.condition.guidance_levels:
-        raise BundleError(
-            f"{manifest.name} is guided by what it has painted, which is kept on the host; stream it without --device"
-        )
-    if method == "blend":
+    if options.pop("method") == "blend":
         return blend_between
-    if method != "dis":
-        reason = "by a network, which runs on the CPU" if method == NETWORK_METHOD else f"in an unknown way ({method})"
-        raise BundleError(f"{manifest.name} fills gaps {reason}; stream it without --device")
     try:
         config: MotionConfig = motion_config(**options)
     except (TypeError, ConfigError) as error:

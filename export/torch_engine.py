@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -79,6 +80,21 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return {"mps": "Apple's GPU", "cpu": "the CPU"}.get(device.type, device.type)
+
+
+def card_id(device: torch.device | None = None) -> str:
+    """The name by which NVIDIA's driver knows a CUDA GPU, for ``fastv2v.measure.gpu``.
+
+    Args:
+        device: a CUDA device; None: torch's current one.
+
+    Returns:
+        Its UUID. CUDA counts the GPUs that it is let see, in an order of its own, and the driver all of them. Where
+        torch sees none: the first that CUDA is let see.
+    """
+    if torch.cuda.is_available():
+        return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
 
 
 def deploy(network: nn.Module, device: torch.device, precision: str) -> nn.Module:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
+import fake_smi
 import numpy as np
 import pytest
-from tiny_bundle import SIZE, SPEC, write_tiny
+from tiny_bundle import SIZE, SPEC, manifest, write_tiny
 
+from benchmarks import engines
 from benchmarks.engines import measure_engines, moving_conditions, wanted_candidates
 from export.bundle import load_manifest
 from export.engines import REFERENCE, Candidate, available_candidates
 from fastv2v.cli import main
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.errors import ConfigError
+from fastv2v.errors import BundleError, ConfigError
 
 pytest.importorskip("onnxruntime", reason="the engine that is timed is not installed")
 
@@ -61,6 +64,38 @@ def test_an_engine_that_cannot_run_does_not_stop_the_others(bundle):
     assert measured["gflops_per_keyframe"] == 2 * measured["gmacs_per_keyframe"] == 2e6 / 1e9
     with pytest.raises(ConfigError, match="num_frames must be at least 2"):
         measure_engines(bundle, candidates, num_frames=1)
+
+
+def test_memory_is_what_the_engine_took_and_power_is_told(bundle, tmp_path, monkeypatch):
+    """Told by a program in the place of nvidia-smi, which speaks of other numbers once an engine is at work."""
+    fake_smi.install(tmp_path, fake_smi.SPEAKING, monkeypatch)
+    (row,) = measure_engines(bundle, [REFERENCE], num_frames=5, repeats=1, threads=1)
+    assert row["gpu_memory_mb"] == pytest.approx(500 * 1.048576)
+    assert row["power_w"] == 250
+
+
+@pytest.mark.parametrize(
+    ("changes", "device"),
+    [
+        ({}, "cuda"),
+        ({"interpolation": {"method": "network"}}, None),
+        ({"condition": replace(SPEC, guidance_levels=1)}, None),
+    ],
+)
+def test_bundles_that_no_device_streams_are_measured_without(changes, device, monkeypatch):
+    """Gaps filled by a network, and guidance by what was painted, stay on the host."""
+    asked = []
+
+    def opened(folder, **options):
+        asked.append(options["device"])
+        raise BundleError("enough")
+
+    monkeypatch.setattr(engines, "open_bundle", opened)
+    monkeypatch.setattr(engines, "load_manifest", lambda folder: manifest(**changes))
+    monkeypatch.setattr(engines, "moving_conditions", lambda *_: [])
+    monkeypatch.setattr(engines, "this_machine", lambda: {"gpu": "Abacus 9000"})
+    measure_engines("x.v2v", [Candidate("torch", "f32")])
+    assert asked == [device]
 
 
 class TestVerb:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
+import fake_smi
 import pytest
 import torch
 from torch import nn
@@ -38,9 +37,10 @@ from benchmarks.gpu import (
 )
 from benchmarks.results import find_fault, load_result
 from export.device_step import encode_on_device
+from export.torch_engine import card_id
 from fastv2v.errors import ConfigError
 from fastv2v.measure.cost import count_macs
-from fastv2v.measure.gpu import GpuUse, GpuWatch, parse_gpu_use
+from fastv2v.measure.gpu import GpuUse, GpuWatch, memory_beyond, parse_gpu_use, read_gpu_use
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator
 from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.generators import build_generator
@@ -53,6 +53,11 @@ TINY = Settings(device="cpu", gap=2, num_frames=5, repeats=1, narrow=4)
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(gpu, "_MEASURED_S", 0.01)
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    return fake_smi.install(tmp_path, fake_smi.SPEAKING, monkeypatch)
 
 
 class TestCases:
@@ -223,23 +228,44 @@ class TestWatch:
         assert parse_gpu_use(said) == GpuUse(power_w=300.5, memory_mb=1258.2912, clock_mhz=1940, temperature_c=44)
         assert parse_gpu_use("") == GpuUse()
 
-    def test_the_tool_is_watched_for_as_long_as_it_is_asked(self, tmp_path, monkeypatch):
-        tool = tmp_path / "nvidia-smi"
-        tool.write_text(
-            f"#!{sys.executable}\nimport sys, time\nassert sys.argv[1] == '--id=3'\n"
-            "print('250.0, 500, 1500, 50', flush=True)\ntime.sleep(60)\n"
-        )
-        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-        with GpuWatch(3) as watch:
-            time.sleep(0.5)
-        assert watch.use.power_w in (250.0, None)  # a busy machine may not have started it yet
+    def test_a_watch_begins_when_the_tool_has_begun_to_speak(self, nvidia_smi):
+        with GpuWatch("GPU-3") as watch:
+            pass
+        assert watch.use == GpuUse(power_w=250, memory_mb=1048.576, clock_mhz=1500, temperature_c=50)
+        assert nvidia_smi.read_text().split()[0] == "--id=GPU-3"
+
+    def test_now_is_one_sample(self, nvidia_smi):
+        assert read_gpu_use("GPU-3") == GpuUse(power_w=200, memory_mb=524.288, clock_mhz=1500, temperature_c=50)
+        asked = nvidia_smi.read_text().split()
+        assert asked[0] == "--id=GPU-3" and not any("loop" in word for word in asked)
+
+    def test_a_tool_that_ends_at_once_holds_nobody_up(self, tmp_path, monkeypatch):
+        fake_smi.install(tmp_path, "#!/bin/sh\nexit 9\n", monkeypatch)
+        with GpuWatch() as watch:
+            pass
+        assert watch.use == read_gpu_use() == GpuUse()
+
+    def test_memory_is_what_came_on_top(self):
+        before, now, later = (GpuUse(memory_mb=mb) for mb in (100.0, 250.0, 180.0))
+        assert memory_beyond(before, now, later, GpuUse()) == 150
+        assert memory_beyond(now, before) == 0
+        assert memory_beyond(GpuUse(), now) is memory_beyond(before, GpuUse()) is None
+
+    def test_the_card_is_the_one_that_cuda_is_let_see(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        assert card_id() == "0"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+        assert card_id() == "2"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1f-2e"))
+        assert card_id() == "GPU-1f-2e"
 
     def test_no_tool_sees_nothing(self, monkeypatch):
         monkeypatch.setenv("PATH", "")
         with GpuWatch() as watch:
             pass
-        assert watch.use == GpuUse()
+        assert watch.use == read_gpu_use() == GpuUse()
 
 
 def test_a_student_is_exported_for_engines_of_bundles(tmp_path, monkeypatch):
