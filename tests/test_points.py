@@ -90,6 +90,21 @@ class TestClips:
         assert (clip.points[0][0, 1:3] == -1).all()
         assert (clip.points[0][0, ::3] >= 0).all()
 
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_files_without_a_point_are_counted_in_one_warning(self, tmp_path, workers):
+        data = make_data(tmp_path / "data")
+        for stem in ("001", "003"):
+            write_unprojection(data / f"train_unprojections/seq/{stem}.npz", pyramid(np.full(SIZE, -1)))
+        loader = ClipLoader(opened(data), SamplingConfig(num_frames=4), batch_size=1, num_workers=workers, seed=0)
+        handler = logging.FileHandler(tmp_path / "log")  # of workers too, unlike caplog
+        logging.getLogger("fastv2v.data.reader").addHandler(handler)
+        try:
+            for _ in zip(range(5), loader.batches(), strict=False):
+                pass
+        finally:
+            logging.getLogger("fastv2v.data.reader").removeHandler(handler)
+        assert (tmp_path / "log").read_text().count("2 of the first 4 unprojections that were read hold no point") == 1
+
     def test_a_data_set_without_unprojections_says_how_to_make_them(self, root, tmp_path):
         for kind in ("train_A", "train_B"):
             (tmp_path / kind).symlink_to(root / kind)
@@ -132,6 +147,13 @@ class TestTakePoints:
         assert np.array_equal(half, levels[1])
         assert (take_points(self.geometry((32, 48)), levels, 1) == 2).all()
         assert (take_points(self.geometry((32, 48)), levels, 2) == 2).all(), "the coarsest stored one serves the rest"
+
+    @pytest.mark.parametrize(("size", "stored"), [((244, 324), [1, 2]), ((485, 646), [0, 1]), ((260, 346), [0, 1])])
+    def test_a_scale_that_is_nearly_that_of_a_stored_level_takes_it(self, size, stored):
+        """Ratios of 1.98 and 0.99 to the stored frame; 1.85 is too far from 2."""
+        levels = [np.full((480 >> k, 640 >> k), k, np.int32) for k in range(3)]
+        geometry = self.geometry(size, (480, 640))
+        assert [int(np.unique(take_points(geometry, levels, k)).item()) for k in (0, 1)] == stored
 
     def test_the_corner_of_a_crop_lies_on_the_coarsest_grid(self):
         rng = np.random.default_rng(0)

@@ -362,6 +362,9 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _prepare_worker(_worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     # Threads of OpenCV do not survive a fork, and workers share the cores already.
     cv2.setNumThreads(0)
+    info = torch.utils.data.get_worker_info()
+    assert info is not None and isinstance(info.dataset, _Batches)
+    info.dataset.reader.warns = worker == 0  # once is enough

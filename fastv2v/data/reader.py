@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ from fastv2v.errors import DataError
 if TYPE_CHECKING:
     from fastv2v.data.folder import VideoFolder
 
+logger = logging.getLogger(__name__)
+
+_POINTS_LOOKED_AT = 16
+"""After so many frames, or all, it is said how many show no point of the world."""
 _DRAWN = ("keypoints", "densepose", "openpose")
 """What makes the channels of ``maps``, in their order."""
 
@@ -56,6 +61,9 @@ class FrameReader:
         self._sizes: dict[int, tuple[Path, Size]] = {}
         self._boxes: dict[int, CropBox] = {}
         self._last_frame: tuple[Path, NDArray[np.uint8]] | None = None
+        self._shows_points: dict[tuple[int, int], bool] = {}
+        self.warns = True
+        """Whether it says, once, how many frames show no point of the world; of many workers one should."""
 
     def image_size(self, sequence: int, frame: int = 0) -> Size:
         """(height, width) that the geometry of a sequence starts from: that of its images, or of the box of its face.
@@ -161,7 +169,28 @@ class FrameReader:
             )
         _check_size(path, stored[0], self._path(sequence, "frames", frame), self._frame_size(sequence, frame))
         self._cache.put(key, np.array([level.shape for level in stored]))
+        if self.warns:
+            self._count_points(sequence, frame, stored[0])
         return [self._cache.put((*key, k), level) for k, level in enumerate(stored)]
+
+    def _count_points(self, sequence: int, frame: int, ids: NDArray[np.int32]) -> None:
+        """Warn, once, of files that guide nothing."""
+        seen = self._shows_points
+        seen[sequence, frame] = bool((ids >= 0).any())
+        files = itertools.chain.from_iterable(s.files["unprojections"] for s in self._folder.sequences)
+        if len(seen) < min(_POINTS_LOOKED_AT, sum(path is not None for path in files)):
+            return
+        self.warns = False
+        if empty := [place for place, shows in seen.items() if not shows]:
+            logger.warning(
+                "%s: %d of the first %d unprojections that were read hold no point, and their frames get no guidance: "
+                "%s%s; make them again: fastv2v unproject",
+                self._folder.config.root,
+                len(empty),
+                len(seen),
+                self._path(empty[0][0], "unprojections", empty[0][1]),
+                ", ..." if len(empty) > 1 else "",
+            )
 
     def _cropped(self, sequence: int, modality: str, frame: int) -> NDArray[Any]:
         whole = self._whole(sequence, modality, frame)

@@ -54,6 +54,8 @@ GeometryMode = Literal[
 _UNSCALED: Final = ("none", "crop", "scaledCrop", "exact")
 _SCALE_MULTIPLE: Final = 4
 _SIZE_MULTIPLE: Final = 32
+_SAME_SCALE: Final = 0.1
+"""In octaves: a frame that is nearly half as large takes point ids of the level of half the size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +257,8 @@ def take_points(
 ) -> NDArray[np.int32]:
     """What ``apply_geometry`` is for images, for one level of a pyramid of point ids.
 
-    Each pixel takes the id under its centre. A shrunken frame is served by the stored level of its own scale, not by
-    every n-th pixel of a finer one, which would leave more holes.
+    Each pixel takes the id under its centre. A shrunken frame is served by the stored level of its own scale, or one up
+    to 7 % coarser, not by every n-th pixel of a finer one, which would leave more holes.
 
     Args:
         geometry: what is done to the frame.
@@ -273,7 +275,7 @@ def take_points(
     if levels[0].shape != geometry.source:
         raise ShapeError(f"geometry was drawn for images of {geometry.source}, got point ids of {levels[0].shape}")
     shrinking = min(source / scaled for source, scaled in zip(geometry.source, geometry.resized, strict=True))
-    stored = min(max(math.floor(level + math.log2(shrinking)), 0), len(levels) - 1)
+    stored = min(max(math.floor(level + math.log2(shrinking) + _SAME_SCALE), 0), len(levels) - 1)
     chosen = levels[stored]
     indices = []
     for axis in (0, 1):
