@@ -324,7 +324,7 @@ def read_conditions(
         first = first or (file, _size(picture))
         _check_size(file, _size(picture), *first)
         unprojection = None if unprojections is None else unprojections[index]
-        points = None if unprojection is None else _points(unprojection, size, *first)
+        points = None if unprojection is None else _points(unprojection, size, first[1])
         if not labels:
             maps = np.moveaxis(scale(picture, size, "image"), -1, 0).astype(np.float32) / 127.5 - 1
             yield ConditionMap(maps=maps, points=points, name=str(file))
@@ -337,10 +337,9 @@ def read_conditions(
         yield ConditionMap(labels=scale(picture, size, "label"), instances=borders, points=points, name=str(file))
 
 
-def _points(path: Path, size: Size, first: Path, expected: Size) -> list[NDArray[np.int32]]:
+def _points(path: Path, size: Size, expected: Size) -> list[NDArray[np.int32]]:
     """Point ids of all levels of a file, at a bundle's size."""
-    levels = read_unprojection(path)
-    _check_size(path, _size(levels[0]), first, expected)
+    levels = read_unprojection(path, expected)
     geometry = draw_geometry(GeometryConfig(mode="exact", size=size), expected, None, "test")
     return [take_points(geometry, levels, k) for k in range(len(levels))]
 

@@ -1,6 +1,7 @@
 """``fastv2v pack --paired``: whole frames in one database, read like the folder they come from."""
 
 import logging
+import shutil
 
 import cv2
 import numpy as np
@@ -71,6 +72,20 @@ class TestGaps:
             done = pack_paired(world, world.parent / "p.lmdb", remove_missing=True)
         assert (done.num_frames, done.num_left_out) == (11, 1)
         assert "1 frames are left out" in caplog.text
+
+    def test_a_sequence_may_have_no_instance_maps(self, world):
+        shutil.rmtree(world / "train_inst/clip_000")
+        assert pack_paired(world, world.parent / "p.lmdb").num_frames == 12
+        names = [path.name for path in (data_path(world.parent / "p.lmdb") / "train_inst").iterdir()]
+        assert names == ["clip_001"]
+        (world / "train_inst/clip_001/000001.png").unlink()
+        with pytest.raises(DataError, match=r"clip_001.*000001"):
+            pack_paired(world, world.parent / "q.lmdb")
+
+    def test_unprojections_of_another_size_are_refused(self, world):
+        write_unprojection(world / "train_unprojections/clip_000/000001.npz", [np.zeros((8, 16), np.int32)])
+        with pytest.raises(DataError, match=r"clip_000/000001\.npz is 16x8 pixels and its frame is 64x32"):
+            pack_paired(world, world.parent / "p.lmdb")
 
     def test_frames_without_unprojection_are_counted(self, world, caplog):
         (world / "train_unprojections/clip_000/000001.npz").unlink()

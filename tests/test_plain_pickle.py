@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from fastv2v.data import plain_pickle
+from fastv2v.data import plain_pickle, unprojection
 from fastv2v.data.plain_pickle import load_plain
 from fastv2v.data.unprojection import check_levels, parse_pickle, pickle_bytes, read_unprojection, write_unprojection
 from fastv2v.errors import DataError
@@ -232,6 +232,18 @@ class TestCost:
             with pytest.raises(DataError, match=r"damaged or cut short|whole number of"):
                 load(data)
 
+    def test_many_arrays_in_one_bytearray_are_refused_and_not_copied(self):
+        content = b"\x96" + struct.pack("<Q", 2**20) + bytes(2**20) + b"q\x000"
+        function = b"cnumpy._core.numeric\n_frombuffer\nq\x010"
+        dtype = b"cnumpy\ndtype\n" + unicode("u1") + b"\x89\x88\x87R"
+        arguments = b"(h\x00" + dtype + b"J" + struct.pack("<i", 2**20) + b"\x85" + unicode("C") + b"tq\x020"
+        once = b"h\x01h\x02R"
+        tracemalloc.reset_peak()
+        assert load(PROTO + content + function + arguments + once + b".").size == 2**20
+        with pytest.raises(DataError, match="more than 16 arrays"):
+            load(PROTO + content + function + arguments + (once + b"0") * 200 + b"].")
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+
     def test_an_array_larger_than_its_bytes_is_refused(self):
         data = pickle.dumps(np.zeros(3, np.int64), protocol=3)
         with pytest.raises(DataError, match="has 24 bytes"):
@@ -269,6 +281,16 @@ class TestCost:
         monkeypatch.setattr(plain_pickle, "MAX_BYTES", 100)
         with pytest.raises(DataError, match="at most"):
             load(PROTO + b"]" * 200)
+
+    def test_two_million_numbers_cost_little_more_than_their_list(self):
+        tracemalloc.reset_peak()
+        assert len(load(PROTO + b"](" + b"K\x01" * 2_000_000 + b"e.")) == 2_000_000
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+
+    def test_numbers_are_counted_over_all_runs(self, monkeypatch):
+        monkeypatch.setattr(plain_pickle, "MAX_NUMBERS", 100_000)
+        with pytest.raises(DataError, match="more than 100000 numbers"):
+            load(PROTO + b"](" + b"K\x01" * 100_001 + b"e.")
 
     def test_every_cut_is_refused(self):
         data = pickle.dumps({"w4xh2": [0, 1, 70000], "a": np.arange(4), "b": ("x", 1.5)}, protocol=3)
@@ -334,6 +356,8 @@ class TestUnprojections:
             ({"w4xh2": [0, 1, True]}, "whole numbers"),
             ({"w4xh2": "abc"}, "whole numbers"),
             ({"4x2": []}, "is named '4x2'"),
+            ({"w4xh2": [], "w04xh02": []}, "is named 'w04xh02'"),
+            ({"w4xh2": np.zeros((3, 4), int)}, "row, column and point"),
             ({}, "dictionary"),
             ([1, 2, 3], "dictionary"),
             ({"w8xh4": [], "w2xh1": []}, "half the size"),
@@ -345,6 +369,24 @@ class TestUnprojections:
     def test_nonsense_is_refused(self, entries, message):
         with pytest.raises(DataError, match=rf"^f.*{message}"):
             parse_pickle(pickle.dumps(entries, protocol=3), "f")
+
+    def test_a_level_of_another_frame_is_refused_before_it_is_made(self, tmp_path):
+        path = tmp_path / "f.pkl"
+        path.write_bytes(pickle.dumps({"w4096xh4096": []}, protocol=3))
+        tracemalloc.start()
+        with pytest.raises(DataError, match=r"f\.pkl is 4096x4096 pixels and its frame is 96x64"):
+            read_unprojection(path, (64, 96))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**22
+
+    def test_more_entries_than_are_read_again_are_not_written(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(unprojection, "MAX_NUMBERS", 30)
+        full = np.arange(12, dtype=np.int32).reshape(3, 4)
+        with pytest.raises(DataError, match=r"12 entries are more .* write \.npz"):
+            write_unprojection(tmp_path / "f.pkl", [full])
+        write_unprojection(tmp_path / "f.npz", [full])
+        assert [path.name for path in tmp_path.iterdir()] == ["f.npz"]
 
     def test_a_hostile_file_in_a_data_set_is_refused_by_its_path(self, tmp_path):
         path = tmp_path / "000000.pkl"

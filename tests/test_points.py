@@ -1,6 +1,9 @@
 """Point ids on their way from files into clips: scaled, cropped and mirrored like the frames they belong to."""
 
 import logging
+import struct
+import tracemalloc
+import zipfile
 
 import cv2
 import numpy as np
@@ -276,6 +279,39 @@ class TestFile:
     def test_nonsense_is_refused_by_name(self, tmp_path, changed, message):
         with pytest.raises(DataError, match=rf"a\.npz.*{message}"):
             read_unprojection(self.write(tmp_path / "a.npz", **changed))
+
+    def test_a_file_of_another_frame_is_refused_before_it_is_unpacked(self, tmp_path):
+        path = self.write(tmp_path / "a.npz", sizes=np.array([[9000, 9000]], np.uint32))
+        with pytest.raises(DataError, match=r"a\.npz is 9000x9000 pixels and its frame is 3x2"):
+            read_unprojection(path, (2, 3))
+
+    @pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    def test_other_compression_is_refused(self, tmp_path, way):
+        plain = self.write(tmp_path / "a.npz")
+        with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(tmp_path / "b.npz", "w", way) as other:
+            for name in archive.namelist():
+                other.writestr(name, archive.read(name))
+        with pytest.raises(DataError, match=r"b\.npz.*compressed in a way"):
+            read_unprojection(tmp_path / "b.npz")
+
+    @pytest.mark.parametrize("text", ["{'descr': '<u4', 'shape': (", "{", "", "{'descr': '<u4', 'a': [" * 9])
+    def test_headers_that_are_no_header_are_refused_by_name(self, tmp_path, text):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("sizes.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode())
+        with pytest.raises(DataError, match=r"a\.npz.*no array"):
+            read_unprojection(tmp_path / "a.npz")
+
+    def test_an_array_that_unpacks_to_more_than_it_says_is_refused(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("sizes.npy", bytes(2**25))
+        data = (tmp_path / "a.npz").read_bytes().replace(struct.pack("<I", 2**25), struct.pack("<I", 200))
+        (tmp_path / "a.npz").write_bytes(data)
+        tracemalloc.start()
+        with pytest.raises(DataError, match=r"a\.npz"):
+            read_unprojection(tmp_path / "a.npz")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**22
 
     def test_files_cut_short_or_of_another_kind_are_refused(self, tmp_path):
         whole = self.write(tmp_path / "a.npz").read_bytes()

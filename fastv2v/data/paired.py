@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, get_args
 
 from fastv2v.data.classes import CLASSES_FILE
+from fastv2v.data.images import image_size
 from fastv2v.data.modalities import MODALITIES, Layout, Modality, Phase, list_sequences
 from fastv2v.data.packed import Progress, is_packed, pack_files
 from fastv2v.data.sequences import pair_files
@@ -25,6 +27,10 @@ logger = logging.getLogger(__name__)
 PAIRED: Final = ("frames", "labels", "instances", "unprojections")
 """Kinds of files that are packed; the first must be there."""
 _POINTS: Final = "unprojections"
+_INSTANCES: Final = "instances"
+
+Listed = dict[str, dict[str, dict[str, Path]]]
+"""Files of each kind by sequence and stem."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def pack_paired(
     """Pack what belongs together, frame by frame.
 
     Args:
-        source: folder of the data set, in either layout.
+        source: folder of the data set, in either layout. A sequence may have no instance maps at all.
         target: the packed data set; appears complete or not at all.
         phases: which parts of it.
         remove_missing: leave out frames that lack a file; otherwise they are an error. An unprojection may always lack.
@@ -77,19 +83,23 @@ def pack_paired(
     if is_packed(source) or not source.is_dir():
         raise DataError(f"{source} is no folder of a data set; give the one that holds train_B or B/train")
     files: dict[str, Path | None] = {}
+    shown: dict[str, tuple[Path, Path]] = {}
     folders: list[str] = []
     frames = sequences = left_out = without = 0
     for phase in phases:
         for layout in get_args(Layout):
-            found, places = _listed(source, layout, phase)
-            if remove_missing:
-                found, lost = _whole(found)
+            listed, places = _listed(source, layout, phase)
+            for part in _alike(listed):
+                found, lost = _whole(part) if remove_missing else (part, 0)
                 left_out += lost
-            for sequence in pair_files(source, found) if any(found.values()) else ():
-                sequences, frames = sequences + 1, frames + len(sequence)
-                without += sum(path is None for path in sequence.files.get(_POINTS, ()))
-                for modality, paths in sequence.files.items():
-                    files |= {_key(places[modality], sequence.name, path): path for path in paths if path}
+                for sequence in pair_files(source, found) if any(found.values()) else ():
+                    sequences, frames = sequences + 1, frames + len(sequence)
+                    for modality, paths in sequence.files.items():
+                        files |= {_key(places[modality], sequence.name, path): path for path in paths if path}
+                    for path, frame in zip(sequence.files.get(_POINTS, ()), sequence.files["frames"], strict=False):
+                        without += path is None
+                        if path is not None and frame is not None:
+                            shown[_key(places[_POINTS], sequence.name, path)] = path, frame
             folders += places.values()
     if not frames:
         raise DataError(f"{source}: there is nothing to pack; looked for frames with label maps in train_B and train_A")
@@ -101,12 +111,13 @@ def pack_paired(
             "%s: %d frames are left out as they lack a file, %d have no unprojection", source, left_out, without
         )
     record = {"source": source.resolve().name, "folders": folders, "paired": True}
-    _, num_bytes = pack_files(files, target, record=record, overwrite=overwrite, convert=_stored, progress=progress)
+    convert = partial(_stored, shown)
+    _, num_bytes = pack_files(files, target, record=record, overwrite=overwrite, convert=convert, progress=progress)
     seconds = time.monotonic() - started
     return PairedSummary(target, frames, sequences, left_out, without, num_bytes, seconds)
 
 
-def _listed(source: Path, layout: Layout, phase: Phase) -> tuple[dict[str, dict[str, dict[str, Path]]], dict[str, str]]:
+def _listed(source: Path, layout: Layout, phase: Phase) -> tuple[Listed, dict[str, str]]:
     """Files of each kind by sequence and stem, and the folder of each kind below the source."""
     found, places = {}, {}
     for modality in PAIRED:
@@ -121,13 +132,26 @@ def _listed(source: Path, layout: Layout, phase: Phase) -> tuple[dict[str, dict[
     return (found, places) if "frames" in found else ({}, {})
 
 
-def _whole(
-    found: dict[str, dict[str, dict[str, Path]]],
-) -> tuple[dict[str, dict[str, dict[str, Path]]], int]:
+def _alike(found: Listed) -> list[Listed]:
+    """The same sequences in up to two parts: those with instance maps, and those that have none at all."""
+    bare = {name for sequences in found.values() for name in sequences} - set(found.get(_INSTANCES, {}))
+    if _INSTANCES not in found or not bare:
+        return [found]
+    return [
+        {kind: {name: stems for name, stems in by_name.items() if name not in bare} for kind, by_name in found.items()},
+        {
+            kind: {name: stems for name, stems in by_name.items() if name in bare}
+            for kind, by_name in found.items()
+            if kind != _INSTANCES
+        },
+    ]
+
+
+def _whole(found: Listed) -> tuple[Listed, int]:
     """Frames that have a file of every kind but unprojections, and how many have not."""
     needed = [modality for modality in found if modality != _POINTS]
     names = {name for sequences in found.values() for name in sequences}
-    kept: dict[str, dict[str, dict[str, Path]]] = {modality: {} for modality in found}
+    kept: Listed = {modality: {} for modality in found}
     lost = 0
     for name in names:
         stems = {modality: found[modality].get(name, {}) for modality in found}
@@ -146,9 +170,9 @@ def _key(folder: str, sequence: str, path: Path) -> str:
     return (PurePosixPath(folder) / sequence / name).as_posix()
 
 
-def _stored(key: str, data: bytes) -> bytes:
-    """The bytes of a file; unprojections in the form that is read fastest."""
-    if _POINTS not in key.split("/")[0]:
+def _stored(shown: Mapping[str, tuple[Path, Path]], key: str, data: bytes) -> bytes:
+    """The bytes of a file; unprojections, whose own path and frame are given, in the form that is read fastest."""
+    if key not in shown:
         return data
-    # The key ends in .npz whatever the file was: a pickle begins otherwise than an archive.
-    return stored_bytes(data, key if data[:2] == b"PK" else f"{key.removesuffix('.npz')}.pkl")
+    path, frame = shown[key]
+    return stored_bytes(data, str(path), image_size(frame))

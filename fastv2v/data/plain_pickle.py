@@ -34,9 +34,11 @@ MAX_NUMBERS: Final = 3 * 2**22
 MAX_STEPS: Final = 200_000
 """Most other instructions; lists come in batches of a thousand items."""
 
+_MAX_ARRAYS: Final = 16
 _HIGHEST_PROTOCOL: Final = 5
 _INTEGER: Final = re.compile(rb"K.|M..|J....", re.DOTALL)
-_INTEGERS: Final = re.compile(rb"(?:K.|M..|J....)+", re.DOTALL)
+# Bounded, for the matcher remembers every repetition until it ends; a longer run takes several rounds.
+_INTEGERS: Final = re.compile(rb"(?:K.|M..|J....){1,65536}", re.DOTALL)
 _MAX_LONG_BYTES: Final = 8
 _OPCODES: Final = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _DTYPE: Final = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
@@ -187,14 +189,18 @@ class _Machine:
         if called == "numpy.dtype" and len(arguments) == 3:
             self.stack.append(_DType(_checked_code(arguments[0])))
         elif called == "numpy.core.multiarray._reconstruct" and arguments == (_Name("numpy", "ndarray"), (0,), b"b"):
-            self.arrays.append(_Array())
-            self.stack.append(self.arrays[-1])
+            self._push_array(_Array())
         elif called == "numpy.core.numeric._frombuffer" and len(arguments) == 4:
             content, dtype, shape, order = arguments
-            self.arrays.append(_Array(_array(content, dtype, shape, order == "F")))
-            self.stack.append(self.arrays[-1])
+            self._push_array(_Array(_array(content, dtype, shape, order == "F")))
         else:
             raise _RefusedError(f"a call of {function}")
+
+    def _push_array(self, array: _Array) -> None:
+        if len(self.arrays) == _MAX_ARRAYS:
+            raise _RefusedError(f"more than {_MAX_ARRAYS} arrays")
+        self.arrays.append(array)
+        self.stack.append(array)
 
     def build(self) -> None:
         """The state of an array or of a type of numbers."""
@@ -233,8 +239,8 @@ def _checked_code(code: Any) -> str:
 
 
 def _array(content: Any, dtype: Any, shape: Any, is_fortran: bool) -> NDArray[Any]:
-    """An array from its bytes, which must be exactly as many as its shape says."""
-    if not isinstance(content, bytes | bytearray) or not isinstance(dtype, _DType):
+    """An array in its bytes, without a copy; they must be exactly as many as its shape says."""
+    if not isinstance(content, bytes) or not isinstance(dtype, _DType):
         raise _RefusedError("an array that does not hold plain numbers")
     if not (
         isinstance(shape, tuple) and all(type(n) is int and 0 <= n <= MAX_BYTES for n in shape) and len(shape) <= 4
@@ -243,7 +249,7 @@ def _array(content: Any, dtype: Any, shape: Any, is_fortran: bool) -> NDArray[An
     kind = np.dtype(dtype.code)
     if math.prod(shape) * kind.itemsize != len(content):
         raise ValueError(f"an array of shape {shape} has {len(content)} bytes")
-    return np.frombuffer(bytes(content), kind).reshape(shape, order="F" if is_fortran else "C")
+    return np.frombuffer(content, kind).reshape(shape, order="F" if is_fortran else "C")
 
 
 def _set_items(machine: _Machine, items: list[Any]) -> None:
@@ -325,7 +331,7 @@ _STEPS: Final[dict[str, Callable[[_Machine, Any], None]]] = {
     "SHORT_BINBYTES": _push,
     "BINBYTES": _push,
     "BINBYTES8": _push,
-    "BYTEARRAY8": _push,
+    "BYTEARRAY8": lambda machine, value: machine.stack.append(bytes(value)),  # once, not for each array in it
     "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
     "APPEND": lambda machine, _: _extend(machine, [machine.stack.pop()]),
     "APPENDS": lambda machine, _: _extend(machine, machine.pop_mark()),

@@ -161,13 +161,12 @@ class FrameReader:
         if sizes is not None and len(levels) == len(sizes):
             return levels
         path = self._path(sequence, "unprojections", frame)
-        stored = read_unprojection(path)
+        stored = read_unprojection(path, self._frame_size(sequence, frame))
         if len(stored) < self._folder.config.guidance_levels:
             raise DataError(
                 f"{path} has {len(stored)} levels and guidance_levels is {self._folder.config.guidance_levels}; ask "
                 "for fewer, or make it again: fastv2v unproject --levels"
             )
-        _check_size(path, stored[0], self._path(sequence, "frames", frame), self._frame_size(sequence, frame))
         self._cache.put(key, np.array([level.shape for level in stored]))
         if self.warns:
             self._count_points(sequence, frame, stored[0])

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fastv2v.data.conditions import MAX_GUIDANCE_LEVELS
 from fastv2v.data.images import read_bytes
-from fastv2v.data.plain_pickle import load_plain
+from fastv2v.data.plain_pickle import MAX_BYTES, MAX_NUMBERS, load_plain
 from fastv2v.errors import DataError
 
 Levels = tuple[NDArray[np.int32], ...]
@@ -40,27 +40,36 @@ MAX_SIDE: Final = 16384
 
 _MAX_LEVELS: Final = 16
 _SAME_SURFACE: Final = 0.02
-_LEVEL_KEY: Final = re.compile(r"w(?P<width>\d{1,6})xh(?P<height>\d{1,6})")
+_LEVEL_KEY: Final = re.compile(r"w(?P<width>[1-9][0-9]{0,5})xh(?P<height>[1-9][0-9]{0,5})")
+_ARRAY_HEADER: Final = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<u4', 'fortran_order': False, 'shape': "
+    rb"\((?P<rows>\d{1,10}),(?: (?P<columns>\d{1,10}))?\), \} *\n",
+    re.DOTALL,
+)
+"""What NumPy writes before the numbers; its own reader of this text is a parser of Python with errors of its own."""
 _NOUN: Final = "unprojection file"
 _HINT: Final = "make it again: fastv2v unproject --overwrite"
 
 
-def read_unprojection(path: Path) -> Levels:
+def read_unprojection(path: Path, size: tuple[int, int] | None = None) -> Levels:
     """Read which point is seen at which pixel.
 
     Args:
         path: ``.npz`` of our own, or imaginaire's ``.pkl``.
+        size: (height, width) of the frame it belongs to. A file of another size is refused before it costs the memory
+            that it asks for.
 
     Returns:
         Point ids of each level, (H / 2^k, W / 2^k) int32, -1 for none.
 
     Raises:
-        DataError: if the file is missing, damaged, or holds anything else.
+        DataError: if the file is missing, damaged, of another size, or holds anything else.
     """
-    data = read_bytes(path, _NOUN)
-    if path.suffix.lower() == ".pkl":
-        return parse_pickle(data, str(path))
-    return _parse_npz(path, data)
+    return _parsed(read_bytes(path, _NOUN), str(path), size)
+
+
+def _parsed(data: bytes, where: str, size: tuple[int, int] | None) -> Levels:
+    return (parse_pickle if where.lower().endswith(".pkl") else _parse_npz)(data, where, size)
 
 
 def write_unprojection(path: Path, levels: Sequence[NDArray[np.integer[Any]]]) -> None:
@@ -71,10 +80,20 @@ def write_unprojection(path: Path, levels: Sequence[NDArray[np.integer[Any]]]) -
         levels: point ids of each level, finest first; negative for none.
 
     Raises:
-        DataError: if a level has another size than half of the one before, an id is too large, or it cannot be written.
+        DataError: if a level has another size than half of the one before, an id is too large, a ``.pkl`` would hold
+            more than is read again, or it cannot be written.
     """
     checked = check_levels([np.asarray(level) for level in levels], str(path))
-    content = pickle_bytes(checked) if path.suffix.lower() == ".pkl" else _npz_bytes(checked)
+    if path.suffix.lower() == ".pkl":
+        numbers = sum(3 * int(np.count_nonzero(ids >= 0)) for ids in checked)
+        content = b"" if numbers > MAX_NUMBERS else pickle_bytes(checked)
+        if numbers > MAX_NUMBERS or len(content) > MAX_BYTES:
+            raise DataError(
+                f"{path}: {numbers // 3} entries are more than a .pkl file may hold ({MAX_NUMBERS // 3}, "
+                f"{MAX_BYTES >> 20} MB); write .npz"
+            )
+    else:
+        content = _npz_bytes(checked)
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(content)
@@ -83,14 +102,18 @@ def write_unprojection(path: Path, levels: Sequence[NDArray[np.integer[Any]]]) -
         raise DataError(f"{path}: the unprojection cannot be written ({error.strerror})") from error
 
 
-def stored_bytes(data: bytes, where: str) -> bytes:
+def stored_bytes(data: bytes, where: str, size: tuple[int, int] | None = None) -> bytes:
     """An unprojection file of either kind as ``.npz`` that is not compressed, which is read several times faster.
+
+    Args:
+        data: its content.
+        where: its path; the suffix says which kind it is.
+        size: (height, width) of the frame it belongs to.
 
     Raises:
         DataError: as ``read_unprojection``.
     """
-    levels = parse_pickle(data, where) if where.lower().endswith(".pkl") else _parse_npz(Path(where), data)
-    return _npz_bytes(levels, np.savez)
+    return _npz_bytes(_parsed(data, where, size), np.savez)
 
 
 def _npz_bytes(levels: Levels, save: Callable[..., None] = np.savez_compressed) -> bytes:
@@ -120,18 +143,19 @@ def pickle_bytes(levels: Levels) -> bytes:
     return pickle.dumps(entries, protocol=3)
 
 
-def parse_pickle(data: bytes, where: str) -> Levels:
+def parse_pickle(data: bytes, where: str, size: tuple[int, int] | None = None) -> Levels:
     """Read imaginaire's layout without running anything (see ``fastv2v.data.plain_pickle``).
 
     Args:
         data: the content of a ``.pkl`` file.
         where: the file, for messages.
+        size: (height, width) of the frame it belongs to.
 
     Returns:
         As ``read_unprojection``.
 
     Raises:
-        DataError: if it is damaged, holds anything else, or lacks a level between two others.
+        DataError: if it is damaged, of another size, holds anything else, or lacks a level between two others.
     """
     entries = load_plain(data, where)
     if not isinstance(entries, dict) or not 1 <= len(entries) <= _MAX_LEVELS:
@@ -142,18 +166,19 @@ def parse_pickle(data: bytes, where: str) -> Levels:
         if match is None:
             raise DataError(f"{where}: a level is named {str(key)[:30]!r}; expected w1024xh512 and so on")
         sized[int(match["height"]), int(match["width"])] = value
-    sizes = sorted(sized, reverse=True)
-    check_sizes(sizes, where)
+    shapes = sorted(sized, reverse=True)
+    check_sizes(shapes, where)
+    _check_finest(shapes, size, where)
     levels = []
-    for size in sizes:
-        at = f"{where}, level w{size[1]}xh{size[0]}"
-        triples = _triples(sized[size], at)
+    for shape in shapes:
+        at = f"{where}, level w{shape[1]}xh{shape[0]}"
+        triples = _triples(sized[shape], at)
         rows, columns, points = triples.T
-        inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+        inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
         if not inside.all():
             row, column, _ = triples[~inside][0]
             raise DataError(f"{at}: row {row}, column {column} lies outside; entries are row, column, point: {_HINT}")
-        levels.append(dense_level(rows * size[1] + columns, points, size, at))
+        levels.append(dense_level(rows * shape[1] + columns, points, shape, at))
     return check_levels(levels, where)
 
 
@@ -162,8 +187,9 @@ def _triples(value: Any, where: str) -> NDArray[np.int64]:
     if value is None:
         return np.zeros((0, 3), np.int64)
     if isinstance(value, np.ndarray):
-        if not np.issubdtype(value.dtype, np.integer) or value.size % 3 or value.ndim > 2:
-            raise DataError(f"{where}: expected row, column and point id of each entry; {_HINT}")
+        flat_or_triples = value.ndim == 1 or (value.ndim == 2 and value.shape[1] == 3)
+        if not np.issubdtype(value.dtype, np.integer) or value.size % 3 or not flat_or_triples:
+            raise DataError(f"{where}: expected row, column and point id of each entry, flat or (n, 3); {_HINT}")
         return value.reshape(-1, 3).astype(np.int64)
     # Types first: NumPy would follow lists of lists of shared lists without end.
     if not isinstance(value, list | tuple) or not set(map(type, value)) <= {int}:
@@ -211,6 +237,15 @@ def check_sizes(sizes: Sequence[tuple[int, ...]], where: str) -> None:
                 f"{where}: level {k} is {size[1]}x{size[0]} and level 0 {sizes[0][1]}x{sizes[0][0]} pixels; every "
                 f"level is half the size of the one before: {_HINT}"
             )
+
+
+def _check_finest(sizes: Sequence[tuple[int, ...]], size: tuple[int, int] | None, where: str) -> None:
+    """Refuse levels of another frame."""
+    if size is not None and sizes and tuple(sizes[0]) != tuple(size):
+        raise DataError(
+            f"{where} is {sizes[0][1]}x{sizes[0][0]} pixels and its frame is {size[1]}x{size[0]}; both must have the "
+            f"same size: {_HINT}"
+        )
 
 
 def dense_level(
@@ -281,36 +316,37 @@ def pyramid(
     return check_levels(levels, "point ids")
 
 
-def _parse_npz(path: Path, data: bytes) -> Levels:
+def _parse_npz(data: bytes, where: str, size: tuple[int, int] | None) -> Levels:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             sizes = _read_array(archive, "sizes", 2 * _MAX_LEVELS).reshape(-1, 2)
             shapes = [(int(height), int(width)) for height, width in sizes]
-            check_sizes(shapes, str(path))
+            check_sizes(shapes, where)
+            _check_finest(shapes, size, where)
             entries = [
                 (_read_array(archive, f"pixel{k}", height * width), _read_array(archive, f"point{k}", height * width))
                 for k, (height, width) in enumerate(shapes)
             ]
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{path}: the unprojection file is damaged or of another kind ({error}); {_HINT}") from error
+        raise DataError(f"{where}: the unprojection file is damaged or of another kind ({error}); {_HINT}") from error
     if not shapes:
-        raise DataError(f"{path}: an unprojection has at least one level; {_HINT}")
+        raise DataError(f"{where}: an unprojection has at least one level; {_HINT}")
     return tuple(
-        dense_level(pixels, points, size, f"{path}, level {k}")
-        for k, ((pixels, points), size) in enumerate(zip(entries, shapes, strict=True))
+        dense_level(pixels, points, shape, f"{where}, level {k}")
+        for k, ((pixels, points), shape) in enumerate(zip(entries, shapes, strict=True))
     )
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, max_items: int) -> NDArray[np.uint32]:
     """One array; its length is known before anything is unpacked, so that no file asks for more memory than it may."""
     info = archive.getinfo(f"{name}.npy")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"'{name}' is compressed in a way that NumPy does not write")
     if info.file_size > 4 * max_items + 256:
         raise ValueError(f"'{name}' holds more than {max_items} numbers")
-    content = io.BytesIO(archive.read(info))
-    if np.lib.format.read_magic(content) != (1, 0):
-        raise ValueError(f"'{name}' is of another version")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(content)
-    values = content.read()
-    if dtype != np.dtype("<u4") or len(values) != 4 * int(np.prod(shape, dtype=object)):
-        raise ValueError(f"'{name}' holds {dtype} of shape {shape} in {len(values)} bytes, expected uint32")
-    return np.frombuffer(values, "<u4")
+    with archive.open(info) as file:
+        content = file.read(info.file_size)  # no more: without a number all that there is would be unpacked
+    header = _ARRAY_HEADER.match(content)
+    if header is None or len(content) - header.end() != 4 * int(header["rows"]) * int(header["columns"] or 1):
+        raise ValueError(f"'{name}' is no array of numbers as NumPy writes it, or of another type: expected uint32")
+    return np.frombuffer(content, "<u4", offset=header.end())
