@@ -232,6 +232,11 @@ class Stream:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     @property
+    def steps(self) -> StepEngine:
+        """What makes the keyframes, to open another stream on it; not for streams on a device."""
+        return self._steps
+
+    @property
     def engine_name(self) -> str:
         """Engine and precision, such as ``openvino bf16``."""
         return f"{self.engine.name} {self.engine.precision}"

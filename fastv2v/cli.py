@@ -56,6 +56,7 @@ COMMANDS = {
     ),
     "export": Verb("turn a student into a deployable bundle", "fastv2v.commands.export:main"),
     "stream": Verb("run a bundle: label maps in, every frame out", "fastv2v.commands.stream:main"),
+    "live": Verb("drive a bundle from a page: camera, video or clip", "fastv2v.commands.live:main"),
     "benchmark": Verb("measure cost, speed, quality and interpolation", "fastv2v.commands.benchmark:main"),
     "compare": Verb("hold students against their teacher, with verdicts", "fastv2v.commands.compare:main"),
     "report": Verb("write the page of a benchmark again", "fastv2v.commands.report:main"),

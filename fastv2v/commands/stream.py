@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -473,14 +473,38 @@ class TakenSequence:
         return frame
 
 
-def open_sequence(args: StreamArgs, manifest: Manifest) -> TakenSequence:
+class SequenceArgs(Protocol):
+    """What names a sequence of a data set on a command line; see ``StreamArgs``."""
+
+    @property
+    def data(self) -> Path | None:
+        """The data set."""
+        ...
+
+    @property
+    def sequence(self) -> str | None:
+        """Which sequence; None for the first."""
+        ...
+
+    @property
+    def phase(self) -> Phase:
+        """Which part."""
+        ...
+
+    @property
+    def test_tail(self) -> int:
+        """Held-out frames at the end of each training sequence."""
+        ...
+
+
+def open_sequence(args: SequenceArgs, manifest: Manifest) -> TakenSequence:
     """Find the sequence of ``--data`` that a bundle shall run over.
 
     Raises:
         ConfigError: if there is no such sequence, or the data set does not suit the bundle.
         DataError: if the data set cannot be read.
     """
-    assert args.data is not None  # StreamArgs sees to it
+    assert args.data is not None  # its callers see to it
     spec, (height, width) = manifest.condition, manifest.size
     if spec.encoder is None or spec.encoder == "maps":
         raise ConfigError(f"the bundle {manifest.name} takes {spec.describe()} of no known kind; push arrays to it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,7 @@ class EdgeConfig:
             raise ConfigError(f"edges need 0 < low <= high <= 2000 and a blur of up to 20 pixels, got {self}")
 
 
-def draw_edges(frames: Sequence[Frame], config: EdgeConfig) -> Iterator[NDArray[np.uint8]]:
+def draw_edges(frames: Iterable[Frame], config: EdgeConfig) -> Iterator[NDArray[np.uint8]]:
     """Edges of frames that follow each other.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -121,7 +121,7 @@ def _as_costs(answer: NDArray[Any], where: str) -> NDArray[np.float32]:
     return np.log(np.exp(scores).sum(axis=-1, keepdims=True)) - scores
 
 
-def draw_labels(frames: Sequence[Frame], segmenter: Segmenter, config: LabelConfig) -> Iterator[NDArray[np.uint8]]:
+def draw_labels(frames: Iterable[Frame], segmenter: Segmenter, config: LabelConfig) -> Iterator[NDArray[np.uint8]]:
     """Classes of frames that follow each other.
 
     Yields:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -98,16 +98,20 @@ def check_installed() -> None:
 
 
 def find_faces(frames: Sequence[Frame], config: FaceConfig) -> list[NDArray[np.float64]]:
-    """All faces in frames that follow each other.
+    """All faces in frames that follow each other; see ``each_frame_faces``."""
+    return list(each_frame_faces(frames, config))
+
+
+def each_frame_faces(frames: Iterable[Frame], config: FaceConfig) -> Iterator[NDArray[np.float64]]:
+    """All faces of each frame as it comes.
 
     Args:
-        frames: RGB, (H, W, 3), of one size.
+        frames: RGB, (H, W, 3), of one size, that follow each other.
         config: how to look.
 
-    Returns:
+    Yields:
         For each frame landmarks (x, y) in its pixels, (faces, 68, 2).
     """
-    found: list[NDArray[np.float64]] = []
     faces: list[Points] = []
     for number, frame in enumerate(frames):
         tracked = [_placed(frame, _box_of(_predict(frame, _box_of(face)))) for face in faces]
@@ -121,8 +125,7 @@ def find_faces(frames: Sequence[Frame], config: FaceConfig) -> list[NDArray[np.f
         else:
             faces = tracked
         faces = [face for face in faces if np.ptp(face[:, 0]) >= config.min_width][:_MOST_FACES]
-        found.append(np.array(faces).reshape(-1, NUM_LANDMARKS, 2))
-    return found
+        yield np.array(faces).reshape(-1, NUM_LANDMARKS, 2)
 
 
 def _looks_like_face(frame: Frame, face: Points) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -21,6 +23,10 @@ _MOST_SAMPLES: Final = 60_000
 _ROUNDS: Final = 40
 _LIGHT, _COLOUR, _TEXTURE = 0.6, 1.2, 1.0  # what a step of each counts for; light changes with shadows
 _WINDOW: Final = 7
+_FEATURES: Final = 4
+
+PALETTE_FILE: Final = "palette.json"
+"""Beside the classes of a data set: what finds them in other pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,40 @@ class Palette:
     """Mean RGB of each, (L, 3)."""
     variance: float
     """Mean squared distance of a pixel from its centre."""
+
+
+def palette_record(palette: Palette, config: PaletteConfig) -> dict[str, Any]:
+    """A palette and how its maps are cleaned, as values that JSON has."""
+    return {
+        "schema": 1,
+        "centres": palette.centres.tolist(),
+        "colours": palette.colours.tolist(),
+        "variance": palette.variance,
+        "config": asdict(config),
+    }
+
+
+def read_palette(path: Path) -> tuple[Palette, PaletteConfig]:
+    """Read what ``palette_record`` wrote.
+
+    Args:
+        path: ``palette.json`` of a prepared data set.
+
+    Raises:
+        DataError: if it is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        centres, colours = np.array(content["centres"], np.float32), np.array(content["colours"], np.uint8)
+        palette, config = Palette(centres, colours, float(content["variance"])), PaletteConfig(**content["config"])
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; name the palette.json of a data set made by prepare") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DataError(f"{path}: not a palette as fastv2v prepare writes it ({error}); prepare it again") from error
+    is_palette = centres.ndim == 2 and centres.shape[1] == _FEATURES and colours.shape == (len(centres), 3)
+    if not is_palette or not np.isfinite(centres).all() or not 0 < palette.variance < float("inf"):
+        raise DataError(f"{path}: not a palette as fastv2v prepare writes it; prepare the video again")
+    return palette, config
 
 
 def features_of(frame: Frame) -> NDArray[np.float32]:
@@ -134,7 +174,7 @@ def _distances(features: NDArray[np.float32], centres: NDArray[np.float32]) -> N
     return np.maximum(squares - 2 * (features @ centres.T), 0)
 
 
-def draw_palette(frames: Sequence[Frame], palette: Palette, config: PaletteConfig) -> Iterator[NDArray[np.uint8]]:
+def draw_palette(frames: Iterable[Frame], palette: Palette, config: PaletteConfig) -> Iterator[NDArray[np.uint8]]:
     """Classes of frames that follow each other.
 
     Args:

@@ -27,7 +27,15 @@ from fastv2v.data.prepare.chunks import Found, Piece, cut_into_pieces, process_p
 from fastv2v.data.prepare.edges import EdgeConfig, draw_edges
 from fastv2v.data.prepare.labels import LabelConfig, classes_of, draw_labels, segmenter_of
 from fastv2v.data.prepare.landmarks import FaceConfig
-from fastv2v.data.prepare.palette import Palette, PaletteConfig, draw_palette, fit_palette, sample_pixels
+from fastv2v.data.prepare.palette import (
+    PALETTE_FILE,
+    Palette,
+    PaletteConfig,
+    draw_palette,
+    fit_palette,
+    palette_record,
+    sample_pixels,
+)
 from fastv2v.data.prepare.survey import Excerpt, Frame, Progress, Survey, read_frames, survey_video
 from fastv2v.environment import usable_cores
 from fastv2v.errors import ConfigError, DataError
@@ -334,6 +342,7 @@ class _Preparation:
         self._work("write", survey, shots, work, _LEAD)
         names = [f"colour_{number:02d}" for number in range(len(palette.colours))]
         self._write_classes(names, palette.colours)
+        write_json(self.kept / "data" / PALETTE_FILE, palette_record(palette, self.config.palette))
         return shots, {"size": list(fit.size), "classes": len(names)}
 
     def _labels(self, survey: Survey, shots: list[Shot]) -> tuple[list[Shot], dict[str, Any]]:
