@@ -55,7 +55,8 @@ class PictureMessage(NamedTuple):
     """Baseline JPEG."""
 
 
-class FrameMessage(NamedTuple):
+@dataclass(frozen=True)
+class FrameMessage:
     """A frame for the page."""
 
     index: int
