@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from fastv2v.cli import main
+from fastv2v.data import unproject
 from fastv2v.data.cameras import Camera
 from fastv2v.data.folder import FolderConfig, open_folder
 from fastv2v.data.loader import read_sequence
-from fastv2v.data.sfm import SfmConfig, triangulated_depth
+from fastv2v.data.registration import PosedDepth
+from fastv2v.data.sfm import NoMotionError, SfmConfig, triangulated_depth
 from fastv2v.data.transforms import GeometryConfig
 from fastv2v.data.unproject import UnprojectConfig, find_videos, unproject_folder
 from fastv2v.data.unprojection import read_unprojection
@@ -107,10 +109,11 @@ class TestBadInput:
         with pytest.raises(DataError, match="there are no frames"):
             find_videos(tmp_path, ("train",))
 
-    def test_depth_without_a_measurement_is_an_empty_cloud(self, world, caplog):
+    @pytest.mark.parametrize("nothing", [0, 65535])
+    def test_depth_without_a_measurement_is_an_empty_cloud(self, world, caplog, nothing):
         for phase, clip in (("train", "clip_000"), ("test", "clip_001")):
             for path in (world / f"{phase}_depth" / clip).iterdir():
-                cv2.imwrite(str(path), np.zeros((64, 128), np.uint16))
+                cv2.imwrite(str(path), np.full((64, 128), nothing, np.uint16))
         with caplog.at_level(logging.WARNING), pytest.raises(DataError, match="no frame of any sequence has a point"):
             unproject_folder(world, DEPTH)
         assert "no pixel has a point; it is trained as plain vid2vid" in caplog.text
@@ -184,8 +187,34 @@ class TestMotion:
         picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         for i in range(3):
             cv2.imwrite(str(folder / f"{i}.png"), picture)
+        told = []
         with pytest.raises(DataError, match=r"no camera motion.*--sfm\.forward-motion"):
-            unproject_folder(tmp_path, UnprojectConfig(source="sfm", phases=("train",)))
+            unproject_folder(
+                tmp_path, UnprojectConfig(source="sfm", phases=("train",)), progress=lambda *what: told.append(what)
+            )
+        assert (0, 3, "seq: matching features") in told and told[-1] == (3, 3, "seq")
+
+    def test_a_sequence_without_motion_goes_without_and_the_others_on(self, world, caplog, monkeypatch):
+        failing = ["clip_000"]
+
+        def reconstructed(frames, config, *, excluded, notice):
+            if next(iter(frames.values())).parent.name in failing:
+                raise NoMotionError("found no camera motion")
+            notice("depth from optical flow")
+            camera = Camera(np.array([[100.0, 0, 63.5], [0, 100.0, 31.5], [0, 0, 1]]))
+            yield from (PosedDepth(np.ones((64, 128)), camera, np.eye(4)) for _ in frames)
+
+        monkeypatch.setattr(unproject, "reconstruct", reconstructed)
+        config = UnprojectConfig(source="sfm")
+        with caplog.at_level(logging.WARNING):
+            failed, done = unproject_folder(world, config)
+        assert "sequence 'clip_000' (train): found no camera motion" in caplog.text
+        assert (failed.num_points, failed.failure) == (0, "found no camera motion") and done.num_points == 64 * 128
+        about = json.loads((world / "train_unprojections/clip_000/about.json").read_text())
+        assert about["coverage"]["failure"] and not files(world)
+        failing.clear()
+        again = unproject_folder(world, config)
+        assert again[0].num_points == 64 * 128 and again[1] == done, "what failed is tried again"
 
     def test_depth_from_flow_is_that_of_the_surface(self):
         """A textured wall, seen from two places: its depth is known."""

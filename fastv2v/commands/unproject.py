@@ -37,9 +37,11 @@ def unproject(args: Unproject) -> tuple[Coverage, ...]:
     """
     with tqdm(unit="frame", desc="unproject", dynamic_ncols=True) as bar:
 
-        def progress(done: int, total: int) -> None:
+        def progress(done: int, total: int, text: str) -> None:
             bar.total = total
+            bar.set_postfix_str(text, refresh=False)
             bar.update(done - bar.n)
+            bar.refresh()
 
         return unproject_folder(args.data, args.config, out=args.out, overwrite=args.overwrite, progress=progress)
 

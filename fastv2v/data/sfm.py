@@ -6,6 +6,7 @@ from DIS flow between frames that stand far enough apart: a pixel and the place 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +29,15 @@ logger = logging.getLogger(__name__)
 Mask = Callable[[str, tuple[int, ...]], NDArray[np.bool_] | None]
 """Pixels of a frame (by stem and size) that show things that move."""
 
+Notice = Callable[[str], None]
+"""Called with what is being done, in a few words: minutes pass before the first frame has its depth."""
+
 _CORNER_TO_CENTRE: Final = 0.5
 """COLMAP counts pixels from the corner of the first one, we from its centre."""
+
+
+class NoMotionError(DataError):
+    """A sequence whose cameras cannot be found; nothing is wrong with its files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +98,7 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruct(
-    frames: Mapping[str, Path], config: SfmConfig, *, excluded: Mask | None = None
+    frames: Mapping[str, Path], config: SfmConfig, *, excluded: Mask | None = None, notice: Notice | None = None
 ) -> Iterator[PosedDepth | None]:
     """Camera and depth of each frame of a sequence.
 
@@ -98,15 +106,20 @@ def reconstruct(
         frames: pictures by stem, in order of time, all of one size.
         config: how.
         excluded: says which pixels show things that move; they get no depth, and no features are taken from them.
+        notice: is told what is being done.
 
     Yields:
         For each frame its depth (0 where unknown) with camera and pose, ``None`` where no pose was found.
 
     Raises:
-        DataError: if no camera motion is found, or for too few frames; the message says what to try.
+        NoMotionError: before the first frame, if no camera motion is found, or for too few frames; the message says
+            what to try.
+        DataError: if a picture is damaged or of another size.
         MissingExtraError: if pycolmap is not installed.
     """
-    found = find_poses(frames, config, excluded=excluded)
+    found = find_poses(frames, config, excluded=excluded, notice=notice)
+    if notice is not None:
+        notice("depth from optical flow")
     order = list(found.poses)
     grey: dict[str, NDArray[np.uint8]] = {}
     for stem in frames:
@@ -125,26 +138,30 @@ def reconstruct(
         yield PosedDepth(depth, found.camera, found.poses[stem], mask)
 
 
-def find_poses(frames: Mapping[str, Path], config: SfmConfig, *, excluded: Mask | None = None) -> Reconstruction:
+def find_poses(
+    frames: Mapping[str, Path], config: SfmConfig, *, excluded: Mask | None = None, notice: Notice | None = None
+) -> Reconstruction:
     """Where the camera stood, by structure from motion.
 
     Args:
         frames: as for ``reconstruct``.
         config: how.
         excluded: as for ``reconstruct``.
+        notice: as for ``reconstruct``.
 
     Returns:
         The largest connected part of the sequence.
 
     Raises:
+        NoMotionError: as ``reconstruct``.
         DataError: as ``reconstruct``.
         MissingExtraError: if pycolmap is not installed.
     """
     colmap = import_pycolmap()
     with tempfile.TemporaryDirectory(prefix="fastv2v-sfm-") as name:
-        models = _run_colmap(colmap, frames, config, Path(name), excluded)
+        models = _run_colmap(colmap, frames, config, Path(name), excluded, notice or (lambda text: None))
         if not models:
-            raise DataError(
+            raise NoMotionError(
                 f"structure from motion found no camera motion in {_range(frames)}; the camera must move sideways past "
                 "still things with texture: try --sfm.forward-motion, --sfm.focal, more --sfm.max-features, or give "
                 "depth and poses"
@@ -165,7 +182,7 @@ def find_poses(frames: Mapping[str, Path], config: SfmConfig, *, excluded: Mask 
     share = len(found.poses) / len(frames)
     without = [stem for stem in frames if stem not in found.poses]
     if share < config.min_registered:
-        raise DataError(
+        raise NoMotionError(
             f"structure from motion registered {len(found.poses)} of {len(frames)} frames of {_range(frames)} in its "
             f"largest of {len(models)} parts, and min_registered is {config.min_registered:g}; not {_few(without)}: "
             "try more --sfm.max-features or --sfm.overlap, cut the sequence at sudden changes, or lower "
@@ -246,7 +263,7 @@ def import_pycolmap() -> ModuleType:
 
 
 def _run_colmap(
-    colmap: ModuleType, frames: Mapping[str, Path], config: SfmConfig, work: Path, excluded: Mask | None
+    colmap: ModuleType, frames: Mapping[str, Path], config: SfmConfig, work: Path, excluded: Mask | None, notice: Notice
 ) -> list[Any]:
     """All connected parts that COLMAP finds."""
     pictures, masks, database = work / "pictures", work / "masks", work / "database.db"
@@ -279,15 +296,26 @@ def _run_colmap(
     if config.forward_motion:
         mapping.mapper.init_max_forward_motion = 1.0
         mapping.mapper.init_min_tri_angle = 2.0
+    notice(f"features of {len(frames)} frames")
     colmap.extract_features(
         database, pictures, camera_mode=colmap.CameraMode.SINGLE, reader_options=reading, extraction_options=extraction
     )
+    notice("matching features")
     if len(frames) <= config.all_pairs:
         colmap.match_exhaustive(database, matching_options=matching)
     else:
         pairing = colmap.SequentialPairingOptions(overlap=config.overlap, quadratic_overlap=True)
         colmap.match_sequential(database, matching_options=matching, pairing_options=pairing)
-    return list(colmap.incremental_mapping(database, pictures, work / "model", options=mapping).values())
+    notice("placing cameras")
+    placed = itertools.count(3)  # it begins with a pair
+    models = colmap.incremental_mapping(
+        database,
+        pictures,
+        work / "model",
+        options=mapping,
+        next_image_callback=lambda: notice(f"placing cameras ({next(placed)} so far)"),
+    )
+    return list(models.values())
 
 
 def _pose(image: Any) -> Float:

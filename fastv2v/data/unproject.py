@@ -13,9 +13,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
 
 import cv2
 import numpy as np
@@ -30,7 +31,7 @@ from fastv2v.data.packed import data_path, is_packed
 from fastv2v.data.painter import ArrayWorld, empty_world, paint, render
 from fastv2v.data.registration import PointRegister, PosedDepth, RegistrationConfig, seen_from
 from fastv2v.data.sequences import by_number
-from fastv2v.data.sfm import SfmConfig, reconstruct
+from fastv2v.data.sfm import NoMotionError, Notice, SfmConfig, reconstruct
 from fastv2v.data.unprojection import Levels, pyramid, write_unprojection
 from fastv2v.data.world.config import WorldConfig
 from fastv2v.data.world.render import render_clip
@@ -41,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 PointSource = Literal["auto", "depth", "sfm", "world"]
 """Where points come from."""
-Progress = Callable[[int, int], None]
-"""Called with frames done and frames in all."""
+Progress = Callable[[int, int, str], None]
+"""Called with frames done, frames in all, and what is being done."""
 
 MOVABLE: Final = (
     "car",
@@ -68,6 +69,7 @@ _DEPTH: Final = Modality("depth", "depth", "depth map", "label")
 _CAMERA: Final = Modality("camera", "camera", "camera pose", "label", (".txt",))
 _INTRINSICS: Final = "intrinsics"
 _MILLIMETRE: Final = 0.001
+_NO_DEPTH: Final = 65535
 _LITTLE: Final = 0.02
 _SHOWN, _SHOWN_WIDTH = 6, 200
 
@@ -163,6 +165,8 @@ class Coverage:
     frames, over the same frames. Above 8 on slow video, with little change of light, something is wrong."""
     kept: float
     """Share of a frame's points that the frame before showed too."""
+    failure: str = ""
+    """Why there are none, where structure from motion did not succeed."""
 
 
 def find_videos(root: Path, phases: Sequence[Phase]) -> tuple[Video, ...]:
@@ -206,10 +210,11 @@ def unproject_folder(
         out: where ``<phase>_unprojections`` are written; beside the frames by default.
         overwrite: make sequences again that are there. Otherwise those that were made with equal settings are kept, and
             those made with others are an error.
-        progress: called after each frame.
+        progress: called after each frame, and before each step of structure from motion.
 
     Returns:
-        What each sequence got.
+        What each sequence got. One whose cameras cannot be found gets no points, with a warning, and is tried again by
+        the next call.
 
     Raises:
         DataError: if the data set lacks what the source needs, a file is damaged or has another size, or nothing at all
@@ -228,21 +233,26 @@ def unproject_folder(
         kept = _kept(target, source, config, overwrite)
         if kept is None:
 
-            def advance(frames: int, base: int = done) -> None:
+            def advance(frames: int, text: str = "", *, base: int = done, name: str = video.name) -> None:
                 if progress is not None:
-                    progress(base + frames, total)
+                    progress(base + frames, total, f"{name}: {text}" if text else name)
 
             kept = _unproject_video(data_path(root), video, source, config, target, advance)
         results.append(kept)
         done += len(video.frames)
         if progress is not None:
-            progress(done, total)
+            progress(done, total, video.name)
         _judge(kept)
     if not any(result.num_points for result in results):
-        raise DataError(
-            f"{root}: no frame of any sequence has a point (source {source}); check depth maps, poses and classes"
-        )
+        why = next((result.failure for result in results if result.failure), "check depth maps, poses and classes")
+        raise DataError(f"{root}: no frame of any sequence has a point (source {source}); {why}")
     return tuple(results)
+
+
+class _Advance(Protocol):
+    """Takes the frames of a sequence that are done, and what is being done."""
+
+    def __call__(self, frames: int, text: str = "") -> None: ...
 
 
 def _settled(root: Path, videos: Sequence[Video], source: PointSource) -> Literal["depth", "sfm", "world"]:
@@ -258,30 +268,38 @@ def _settled(root: Path, videos: Sequence[Video], source: PointSource) -> Litera
 
 
 def _unproject_video(
-    root: Path, video: Video, source: str, config: UnprojectConfig, target: Path, progress: Callable[[int], None]
+    root: Path, video: Video, source: str, config: UnprojectConfig, target: Path, progress: _Advance
 ) -> Coverage:
     """Write one sequence beside its place, and move it there."""
-    makers: dict[str, Callable[[Path, Video, UnprojectConfig], Iterator[Seen | None]]] = {
+    makers: dict[str, Callable[[Path, Video, UnprojectConfig, Notice], Iterator[Seen | None]]] = {
         "depth": _from_depth,
         "sfm": _from_frames,
         "world": _from_world,
     }
+    failure = ""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         folder = scratch / "new"
         folder.mkdir()
         tally = _Tally(config.levels)
-        for number, (stem, seen) in enumerate(zip(video.frames, makers[source](root, video, config), strict=True), 1):
-            picture = read_image(video.frames[stem])
-            if seen is not None and seen.ids.shape != picture.shape[:2]:
-                raise DataError(f"{video.frames[stem]} and its points differ in size: {seen.ids.shape}")
-            levels = None if seen is None else pyramid(seen.ids, seen.depth, config.levels)
-            if levels is not None:
-                write_unprojection(folder / f"{stem}.{config.file_format}", levels)
-            tally.add(stem, picture, levels)
-            progress(number)
-        coverage = tally.result(video, source)
+        made = makers[source](root, video, config, partial(progress, 0))
+        try:
+            for number, (stem, seen) in enumerate(zip(video.frames, made, strict=True), 1):
+                picture = read_image(video.frames[stem])
+                if seen is not None and seen.ids.shape != picture.shape[:2]:
+                    raise DataError(f"{video.frames[stem]} and its points differ in size: {seen.ids.shape}")
+                levels = None if seen is None else pyramid(seen.ids, seen.depth, config.levels)
+                if levels is not None:
+                    write_unprojection(folder / f"{stem}.{config.file_format}", levels)
+                tally.add(stem, picture, levels)
+                progress(number)
+        except NoMotionError as error:  # comes before the first frame
+            failure = str(error)
+            logger.warning("sequence '%s' (%s): %s", video.name, video.phase, failure)
+            for stem in video.frames:
+                tally.skip(stem)
+        coverage = replace(tally.result(video, source), failure=failure)
         about = {"schema": _SCHEMA, "request": _request(source, config), "coverage": asdict(coverage)}
         about |= {"convention": "pixel centres are whole numbers", "versions": _versions(source)}
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -306,7 +324,7 @@ def _request(source: str, config: UnprojectConfig) -> dict[str, Any]:
 
 
 def _kept(target: Path, source: str, config: UnprojectConfig, overwrite: bool) -> Coverage | None:
-    """What an earlier run made of a sequence, if that is what is wanted."""
+    """What an earlier run made of a sequence, if that is what is wanted and it succeeded."""
     if overwrite or not target.is_dir() or not any(target.iterdir()):
         return None
     try:
@@ -315,6 +333,8 @@ def _kept(target: Path, source: str, config: UnprojectConfig, overwrite: bool) -
         coverage = Coverage(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{target} holds unprojections of another origin; choose --out, or --overwrite") from error
+    if coverage.failure:
+        return None
     if about.get("request") != _request(source, config):
         raise DataError(f"{target} was made with other settings ({ABOUT}); choose --out, or --overwrite")
     return coverage
@@ -355,8 +375,8 @@ def _versions(source: str) -> dict[str, str]:
 def posed_frames(root: Path, video: Video, config: UnprojectConfig) -> Iterator[PosedDepth | None]:
     """Depth and pose of each frame of a sequence, read from ``<phase>_depth`` and ``<phase>_camera``.
 
-    Depth maps are 16 bits, in millimetres; poses 4x4 camera-to-world; ``intrinsics.txt`` 3x3, beside the poses, above
-    them or in the data set's folder.
+    Depth maps are 16 bits, in millimetres; 0 and 65535 (as in the original 7-Scenes) are none. Poses are 4x4
+    camera-to-world; ``intrinsics.txt`` is 3x3 and lies beside the poses, above them or in the data set's folder.
 
     Args:
         root: of the data set.
@@ -396,7 +416,8 @@ def posed_frames(root: Path, video: Video, config: UnprojectConfig) -> Iterator[
         if stem not in depth_files or stem not in poses:
             yield None
             continue
-        depth = read_label(depth_files[stem]).astype(np.float32) * np.float32(_MILLIMETRE)
+        stored = read_label(depth_files[stem])
+        depth = np.where(stored == _NO_DEPTH, 0, stored).astype(np.float32) * np.float32(_MILLIMETRE)
         size = size or read_image(path).shape[:2]
         if depth.shape != size:
             raise DataError(
@@ -411,7 +432,7 @@ def posed_frames(root: Path, video: Video, config: UnprojectConfig) -> Iterator[
         yield PosedDepth(depth, taken_by, pose, moving.of(stem, depth.shape))
 
 
-def _from_depth(root: Path, video: Video, config: UnprojectConfig) -> Iterator[Seen | None]:
+def _from_depth(root: Path, video: Video, config: UnprojectConfig, _: Notice) -> Iterator[Seen | None]:
     """Registration of depth maps with their poses."""
     points = PointRegister(config.registration)
     for frame in posed_frames(root, video, config):
@@ -423,17 +444,17 @@ def _colour_camera(focal: float, size: tuple[int, ...]) -> Camera:
     return Camera(np.array([[focal, 0, (size[1] - 1) / 2], [0, focal, (size[0] - 1) / 2], [0, 0, 1]]))
 
 
-def _from_frames(root: Path, video: Video, config: UnprojectConfig) -> Iterator[Seen | None]:
+def _from_frames(root: Path, video: Video, config: UnprojectConfig, notice: Notice) -> Iterator[Seen | None]:
     """Structure from motion, then registration of the depth that it gives."""
     moving = _MovingMask(root, video, config.movable)
     # Depth is in no unit: only tolerances relative to it have a meaning.
     tolerances = asdict(config.registration) | {"absolute_tolerance": 0.0, "min_depth": 1e-9, "max_depth": 1e12}
     points = PointRegister(RegistrationConfig(**tolerances))
-    for frame in reconstruct(video.frames, config.sfm, excluded=moving.of):
+    for frame in reconstruct(video.frames, config.sfm, excluded=moving.of, notice=notice):
         yield None if frame is None else Seen(points.add(frame), frame.depth)
 
 
-def _from_world(root: Path, video: Video, config: UnprojectConfig) -> Iterator[Seen | None]:
+def _from_world(root: Path, video: Video, config: UnprojectConfig, _: Notice) -> Iterator[Seen | None]:
     """The renderer's own points."""
     path = root / RECORD
     if not path.is_file():
@@ -492,13 +513,18 @@ class _Tally:
         self._stride = 1
         self._frames = 0
 
+    def skip(self, stem: str) -> None:
+        """Count one more frame, which has no points."""
+        self._frames += 1
+        self._without.append(stem)
+        self._guided += [[0.0] * self._num_levels] if self._frames > 1 else []
+
     def add(self, stem: str, picture: NDArray[np.uint8], levels: Levels | None) -> None:
         """Play one more frame."""
-        self._frames += 1
         if levels is None:
-            self._without.append(stem)
-            self._guided += [[0.0] * self._num_levels] if self._frames > 1 else []
+            self.skip(stem)
             return
+        self._frames += 1
         frame = (picture.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
         guidance = render(self._world, levels[0])
         shares = [float(guidance[3].mean()), *(float(render(self._world, ids)[3].mean()) for ids in levels[1:])]
