@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.cost import step_cost
 from export.build import BundleDetails, InterpolationPart, build_bundle
 from export.bundle import MANIFEST, Cost, Manifest, load_manifest
 from export.choose import EngineGuard, Probe, choose_engine
@@ -24,7 +23,6 @@ from fastv2v import __version__
 from fastv2v.architecture import load_trained
 from fastv2v.commands import export_engine
 from fastv2v.commands.arguments import parse
-from fastv2v.commands.parts import check_condition, data_of
 from fastv2v.data.clip import Clip
 from fastv2v.data.folder import FrameReader, VideoFolder, open_folder
 from fastv2v.data.loader import read_clip
@@ -114,6 +112,10 @@ def export_bundle(args: Export) -> Manifest:
         BundleError: if something of its name exists that may not be replaced, or the graph strays from torch.
         DataError: if no training sequence is long enough for two keyframes.
     """
+    # A board that only builds engines (--bundle) lacks what these need.
+    from benchmarks.cost import step_cost
+    from fastv2v.commands.parts import check_condition, data_of
+
     if args.out.suffix != ".v2v":
         raise ConfigError(f"{args.out}: a bundle's name ends in .v2v")
     if os.path.lexists(args.out):
