@@ -30,6 +30,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ _HEAD = struct.Struct("!cI")
 _FRAME = struct.Struct("!I?")
 _GRACE_S = 0.2
 """How long a newcomer waits for a client that is just leaving."""
+_GOODBYE_S = 1.0
+"""How long a client that is turned away may take to hear why."""
 _LARGEST_SENTENCE = 1 << 16
 """Bytes of JSON or of a sentence that a client takes."""
 
@@ -60,7 +63,7 @@ class ServeArgs:
     bundle: Path
     """Bundle folder, NAME.v2v."""
     host: str = "127.0.0.1"
-    """Address to listen on. Anybody who reaches it can use the bundle: there is no password."""
+    """IPv4 or IPv6 address to listen on. Anybody who reaches it can use the bundle: there is no password."""
     port: int = 7860
     """Port to listen on; 0 takes a free one, which is printed."""
     engine: str = AUTO
@@ -127,6 +130,7 @@ def receive(connection: socket.socket, sizes: Mapping[bytes, tuple[int, int]]) -
     Raises:
         ConnectionError: if the other side has gone.
         DataError: if it sends something else; nothing of that is read.
+        TimeoutError: if head or rest take longer than the connection's time limit.
     """
     kind, length = _HEAD.unpack(_exactly(connection, _HEAD.size))
     if kind not in sizes:
@@ -141,7 +145,12 @@ def receive(connection: socket.socket, sizes: Mapping[bytes, tuple[int, int]]) -
 def _exactly(connection: socket.socket, count: int) -> bytearray:
     data = bytearray(count)
     view, filled = memoryview(data), 0
+    # The socket's own limit is for each piece that comes; one byte now and then would never exceed it.
+    limit = connection.gettimeout()
+    end = None if limit is None else time.monotonic() + limit
     while filled < count:
+        if end is not None and time.monotonic() > end:
+            raise TimeoutError(f"{filled} of {count} bytes came in {limit} s")
         took = connection.recv_into(view[filled:])
         if not took:
             raise ConnectionError(f"the connection ended after {filled} of {count} bytes")
@@ -208,11 +217,13 @@ def _send_frame(connection: socket.socket, item: DeliveredFrame) -> None:
 def _part_with(connection: socket.socket, sentence: str) -> None:
     """Tell why the connection ends; one who does not listen any more misses it."""
     with contextlib.suppress(OSError):
+        connection.settimeout(_GOODBYE_S)
+        end = time.monotonic() + _GOODBYE_S
         send(connection, b"E", sentence.encode())
-        # What still lies unread would make the system drop the sentence with the connection.
+        # What still lies unread would make the system drop the sentence with the connection; but who goes on sending
+        # is not waited for.
         connection.shutdown(socket.SHUT_WR)
-        connection.settimeout(1.0)
-        while connection.recv(1 << 16):
+        while connection.recv(1 << 16) and time.monotonic() < end:
             pass
 
 
@@ -225,6 +236,9 @@ def serve(listener: socket.socket, stream: Stream, *, timeout_s: float = 30.0, c
         timeout_s: see ``ServeArgs``.
         clients: stop after so many, turned away ones not counted; None: never.
     """
+    manifest = stream.manifest
+    if manifest.condition.guidance_levels:
+        log.warning("%s is guided by what was painted, and clients say not where; no frame is guided", manifest.name)
     served = 0
     busy: threading.Thread | None = None
     while clients is None or served < clients:
@@ -252,6 +266,22 @@ def _serve_and_close(connection: socket.socket, stream: Stream) -> None:
 def _turn_away(connection: socket.socket) -> None:
     with connection:
         _part_with(connection, "another client is being served; come back when it is done")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that accepts connections.
+
+    Args:
+        host: IPv4 or IPv6 address, or a name; ``::`` takes both kinds where the system can.
+        port: 0 takes a free one.
+
+    Raises:
+        OSError: if the address is not this machine's, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server(
+        (host, port), family=family, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
+    )
 
 
 class Client:
@@ -328,10 +358,11 @@ def main(argv: list[str]) -> int:
             open_bundle(
                 args.bundle, engine=args.engine, device=args.device, threads=args.threads, causal=args.causal
             ) as stream,
-            socket.create_server((args.host, args.port)) as listener,
+            listen(args.host, args.port) as listener,
         ):
             host, port = listener.getsockname()[:2]
-            print(f"{args.bundle.name} in {stream.engine_name} on {host}:{port}", flush=True)
+            where = f"[{host}]" if ":" in host else host
+            print(f"{args.bundle.name} in {stream.engine_name} on {where}:{port}", flush=True)
             serve(listener, stream, timeout_s=args.timeout_s, clients=args.clients)
     except KeyboardInterrupt:
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import socket
@@ -143,6 +144,63 @@ class TestMalformed:
             with pytest.raises(DataError, match="keyframe 4 could not be synthesised by fake: out of coffee"):
                 for index, _, _ in frames:
                     assert index == 0
+
+
+class TestDeadlines:
+    """A byte now and then, which no time limit of a socket exceeds, holds nobody up for ever."""
+
+    @staticmethod
+    def drip(connection, done):
+        with contextlib.suppress(OSError):
+            while not done.wait(0.05):
+                connection.sendall(b"C")
+
+    def dripping(self, check, first=b""):
+        ours, theirs = socket.socketpair()
+        done = threading.Event()
+        with ours, theirs:
+            theirs.sendall(first)
+            sender = threading.Thread(target=self.drip, args=(theirs, done))
+            sender.start()
+            try:
+                check(ours)
+            finally:
+                done.set()
+                sender.join()
+
+    def test_a_message_that_drips_in_is_given_up(self):
+        def check(ours):
+            ours.settimeout(0.3)
+            with pytest.raises(TimeoutError, match=r"of 384 bytes came in 0.3 s"):
+                serve.receive(ours, {b"C": (384, 384)})
+
+        self.dripping(check, struct.pack("!cI", b"C", 384))
+
+    def test_who_goes_on_sending_after_a_refusal_is_not_waited_for(self, monkeypatch):
+        monkeypatch.setattr(serve, "_GOODBYE_S", 0.3)
+        self.dripping(lambda ours: serve._part_with(ours, "no"))
+
+
+def test_addresses_of_both_kinds_are_listened_on():
+    with serve.listen("127.0.0.1", 0) as listener:
+        assert listener.family == socket.AF_INET
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    try:
+        listener = serve.listen("::", 0)
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6 ({error})")
+    with listener:
+        port = listener.getsockname()[1]
+        socket.create_connection(("::1", port), 5).close()
+        if socket.has_dualstack_ipv6():
+            socket.create_connection(("127.0.0.1", port), 5).close()
+
+
+def test_a_guided_bundle_is_served_with_a_warning(caplog):
+    with Server(clients=1, details=manifest(condition=replace(SPEC, guidance_levels=1))) as server:
+        socket.create_connection(server.address, 5).close()
+    assert "tiny is guided by what was painted, and clients say not where" in caplog.text
 
 
 def test_the_script_serves_a_bundle(tmp_path):
