@@ -90,6 +90,7 @@ class LoadedPlan:
             by = "" if written is None else f" written by {'.'.join(map(str, written))}"
             refuse(f"TensorRT {version} refuses {where}{by}", self._log)
         self._engine = engine
+        self._plan_bytes = len(plan)
         self._log.begin()
         context = engine.create_execution_context()
         if context is None:
@@ -163,8 +164,11 @@ class LoadedPlan:
 
     @property
     def memory_bytes(self) -> int:
-        """What a run needs beside the weights, and the memory of inputs and outputs."""
-        return int(self._engine.device_memory_size_v2) + sum(x.nbytes for x in self.tensors.values())
+        """Weights, what a run needs beside them, inputs and outputs.
+
+        TensorRT does not tell the size of the weights; the plan, which is little else, stands for them.
+        """
+        return self._plan_bytes + int(self._engine.device_memory_size_v2) + sum(x.nbytes for x in self.tensors.values())
 
     def describe(self) -> str:
         """TensorRT's own account of the layers it chose, in JSON."""
@@ -211,7 +215,7 @@ class PlanEngine(GraphEngine):
 
     @property
     def memory_bytes(self) -> int:
-        """Device memory it holds beside the weights."""
+        """Device memory it holds."""
         return self._plan.memory_bytes
 
 
@@ -386,7 +390,7 @@ class TensorRTStep:
 
     @property
     def memory_bytes(self) -> int:
-        """Device memory beside the weights."""
+        """See ``DeviceStep.memory_bytes``."""
         return self._plan.memory_bytes
 
     def start(self, first: StepCondition | TensorCondition, seed_frame: Array | None = None) -> None:

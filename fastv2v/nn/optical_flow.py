@@ -141,7 +141,11 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; all mean that this file holds no weights
-        raise CheckpointError(f"{path}: no readable weights for --recipe.helpers.raft-weights ({error})") from error
+        # Torch's own words are a page, and advise to read the file without safety.
+        reason = str(error) if isinstance(error, OSError) else "it holds no plain tensors"
+        raise CheckpointError(
+            f"{path}: no readable weights ({reason}); give the file of a state dict of torchvision's RAFT"
+        ) from error
 
 
 def _downloaded(models: Any, size: RAFTSize) -> Any:
