@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the code at build time: commands, Python, results. MkDocs calls ``on_files``.
+"""Pages of the site that are made from the code at build time: commands, Python, results. MkDocs calls ``on_...``.
 
 Commands are the ``--help`` of every verb; Python is read from the source without importing it; results are the files of
 ``benchmarks/results/``.
@@ -26,6 +26,8 @@ from benchmarks.results import format_number
 from fastv2v.cli import COMMANDS, main, overview
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+OTHERS: Final = "Using it"
+"""Part of the menu that takes pages which stand nowhere."""
 WITH_PRESET: Final = {"train-teacher": "demo", "train-skd": "demo", "train-tkd": "demo"}
 """Verbs whose settings follow a preset, and the one that is shown."""
 DOORS: Final = {
@@ -42,6 +44,23 @@ DOORS: Final = {
 SECTIONS: Final = ("Args", "Returns", "Yields", "Raises", "Source")
 _SPREADS: Final = re.compile(r"_(min|max|std|p5)$")
 _SAME_FOR_ALL: Final = ("unit", "height", "width", "size", "method")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put pages that ``mkdocs.yml`` does not name into the menu, so that none is forgotten."""
+    pages = {path.relative_to(config.docs_dir).as_posix() for path in Path(config.docs_dir).rglob("*.md")}
+    section = next(entry[OTHERS] for entry in config.nav if OTHERS in entry)
+    section += sorted(pages - set(_named(config.nav)))
+    return config
+
+
+def _named(entry: Any) -> Iterator[str]:
+    """Every page of a menu."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for inner in entry.values() if isinstance(entry, dict) else entry:
+            yield from _named(inner)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

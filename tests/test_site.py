@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,6 +73,15 @@ class TestSite:
     def test_no_machine_is_named_in_the_commands(self, site):
         commands = (site / "reference/commands/index.html").read_text(encoding="utf-8")
         assert str(ROOT) not in commands and str(Path.home()) + "/" not in commands
+
+
+def test_a_page_that_the_menu_lacks_is_added(tmp_path):
+    for name in ("a.md", "new.md", "deep/b.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    nav = [{"Home": "a.md"}, {hooks.OTHERS: [{"B": "deep/b.md"}]}]
+    config = hooks.on_config(SimpleNamespace(docs_dir=str(tmp_path), nav=nav))
+    assert config.nav == [{"Home": "a.md"}, {hooks.OTHERS: [{"B": "deep/b.md"}, "new.md"]}]
 
 
 class TestPython:
