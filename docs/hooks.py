@@ -49,7 +49,7 @@ _SAME_FOR_ALL: Final = ("unit", "height", "width", "size", "method")
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put pages that ``mkdocs.yml`` does not name into the menu, so that none is forgotten."""
     pages = {path.relative_to(config.docs_dir).as_posix() for path in Path(config.docs_dir).rglob("*.md")}
-    section = next(entry[OTHERS] for entry in config.nav if OTHERS in entry)
+    section = next(entry[OTHERS] for entry in config.nav or [] if OTHERS in entry)
     section += sorted(pages - set(_named(config.nav)))
     return config
 
