@@ -90,9 +90,11 @@ class CudaRunner:
         """See ``Runner.on``."""
         caller = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(caller)
-        with torch.cuda.stream(self._stream):
-            yield
-        caller.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:  # after an error too the caller may go on, over the same buffers
+            caller.wait_stream(self._stream)
 
     def capture(self, work: Callable[[], None]) -> Replay | None:
         """See ``Runner.capture``."""

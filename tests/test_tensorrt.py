@@ -1,5 +1,6 @@
 """The TensorRT builder and engine against a stand-in with the real module's names and manners, in both editions."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -811,3 +812,35 @@ class TestBlocks:
     def test_maps_lie_between_minus_one_and_one(self):
         blocks = moving_blocks(ConditionSpec(kind="maps", map_channels=3), (16, 24), 2, np.random.default_rng(0))
         assert blocks.shape == (2, 3, 16, 24) and np.abs(blocks).max() <= 1 and blocks.std() > 0.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")
+class TestCudaRunnerOnAGpu:
+    def test_work_on_its_stream_is_ordered_with_the_callers(self):
+        runner = CudaRunner()
+        here = torch.cuda.current_stream(runner.device)
+        numbers = torch.zeros(1 << 20, device=runner.device)
+        for step in range(5):
+            numbers.fill_(step)
+            with contextlib.suppress(ValueError), runner.on():
+                numbers.add_(1)
+                raise ValueError("an error changes nothing about the order")
+            assert (numbers == step + 1).all()
+        assert torch.cuda.current_stream(runner.device) == here and runner.handle != 0
+
+    def test_work_is_recorded_or_left_to_be_queued(self):
+        runner = CudaRunner()
+        here = torch.cuda.current_stream(runner.device)
+        numbers = torch.zeros(4, device=runner.device)
+
+        def work():
+            numbers.add_(1)
+
+        with runner.on():
+            work()
+        replay = runner.capture(work)
+        assert runner.capture(lambda: numbers.sum().item()) is None  # it asks the GPU for a value
+        with runner.on():
+            replay()
+        assert numbers.tolist() == [2, 2, 2, 2]
+        assert torch.cuda.current_stream(runner.device) == here
