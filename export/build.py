@@ -28,6 +28,7 @@ from export.bundle import (
     write_bundle,
 )
 from export.choose import EngineGuard, Probe, choose_engine
+from export.driving import write_driving
 from export.engines import AUTO, INT8, REFERENCE, Candidate, check_warp, engine_precisions, open_engine, parse_engine
 from export.interpolation import (
     CORRECTIONS,
@@ -45,6 +46,7 @@ from fastv2v.architecture import Architecture, architecture_dict
 from fastv2v.checkpoint import save_tensors
 from fastv2v.contracts import StepModel
 from fastv2v.data.conditions import ConditionSpec
+from fastv2v.data.driving.profile import DrivingProfile
 from fastv2v.errors import ConfigError, ParityError
 from fastv2v.render import Points
 from fastv2v.run import write_json
@@ -109,6 +111,7 @@ def build_bundle(
     overwrite: bool = False,
     interpolation: InterpolationPart | None = None,
     points: Points | None = None,
+    driving: DrivingProfile | None = None,
 ) -> Manifest:
     """Export a generator, compare graph and module over a clip, choose the engine and write the bundle.
 
@@ -134,6 +137,7 @@ def build_bundle(
         interpolation: the network that fills the gaps, where ``details.interpolation`` names one.
         points: point ids of the same moments, (T, H / 2^k, W / 2^k) of each level, where the generator is guided by a
             painted world; the painter stays outside the graph.
+        driving: what others need to drive the bundle; None leaves it out.
 
     Returns:
         The manifest as written.
@@ -190,6 +194,8 @@ def build_bundle(
             manifest = replace(manifest, interpolation={**manifest.interpolation, **options})
         if architecture is not None:
             files |= _write_torch_part(model, architecture, Path(scratch, "torch"))
+        if driving is not None:
+            files |= write_driving(driving, Path(scratch, "driving"))
         if measure:
             draft = Path(scratch, folder.name)
             probe = Probe(

@@ -64,6 +64,15 @@ def scale(picture: NDArray[Any], size: Size, kind: Literal["image", "label"]) ->
     return apply_geometry(draw_geometry(config, source, None, "test"), picture, kind)
 
 
+def cover(picture: Picture, size: Size) -> Picture:
+    """The middle of a picture in the proportions of a size, scaled to it."""
+    height, width = picture.shape[:2]
+    rows, columns = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    covered: Picture = scale(picture[top : top + rows, left : left + columns], size, "image")
+    return covered
+
+
 def check_plain(manifest: Manifest, what: str) -> None:
     """Refuse bundles whose conditions are more than one picture a frame.
 

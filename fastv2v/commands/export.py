@@ -24,6 +24,7 @@ from fastv2v.architecture import load_trained
 from fastv2v.commands import export_engine
 from fastv2v.commands.arguments import parse
 from fastv2v.data.clip import Clip
+from fastv2v.data.driving.profile import DrivingProfile, measure_profile
 from fastv2v.data.folder import FrameReader, VideoFolder, open_folder
 from fastv2v.data.loader import read_clip
 from fastv2v.data.transforms import draw_geometry
@@ -185,6 +186,7 @@ def export_bundle(args: Export) -> Manifest:
         overwrite=args.overwrite,
         interpolation=part,
         points=points,
+        driving=driving_profile(folder),
     )
     if runner is None:
         return manifest
@@ -201,6 +203,25 @@ def export_bundle(args: Export) -> Manifest:
     keyframes = Probe(conditions.numpy(), clip.frames[0].numpy(), ids)
     choose_engine(args.out, keyframes, candidates=chosen, guard=args.guard, threads=args.threads, forced=True)
     return load_manifest(args.out)
+
+
+def driving_profile(folder: VideoFolder) -> DrivingProfile | None:
+    """What others need to drive the bundle, measured on the training part of the data set.
+
+    Args:
+        folder: the training part.
+
+    Returns:
+        The profile; None, with a warning where key points are too few, if the bundle cannot be driven.
+    """
+    longest = max(range(len(folder.sequences)), key=folder.lengths.__getitem__)
+    size = FrameReader(folder, cache_mb=0).image_size(longest)
+    geometry = draw_geometry(folder.config.geometry, size, None, "test")
+    try:
+        return measure_profile(folder, geometry)
+    except DataError as error:
+        _LOG.warning("the bundle will not be driven by other videos: %s", error)
+        return None
 
 
 def motion_of(fusion: TrainedFusion, args: Export) -> MotionConfig:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -40,6 +40,7 @@ from export.sources import (
     video_conditions,
 )
 from fastv2v.commands.arguments import parse
+from fastv2v.commands.driving import DrivingArgs, Told, open_driver
 from fastv2v.data.conditions import maps_to_float
 from fastv2v.data.face import FaceConfig
 from fastv2v.data.folder import FolderConfig, FrameReader, Phase, VideoFolder, open_folder
@@ -58,7 +59,7 @@ PIPE: Final = Path("-")
 
 @dataclass(frozen=True, kw_only=True)
 class StreamArgs:
-    """Run a bundle over label maps: of a folder, video, camera, pipe or data set; write or show every frame."""
+    """Run a bundle over label maps of a folder, video, camera, pipe or data set, or let somebody else drive it."""
 
     bundle: Path
     """Bundle folder, NAME.v2v."""
@@ -81,14 +82,20 @@ class StreamArgs:
     missing: Missing = "fail"
     """What is done where numbers are missing between the files of a folder: fail, hold the one before in their place,
     or skip them."""
+    drive: str | None = None
+    """Somebody else, who moves the model: a video of another face or body, a data set of one (fastv2v prepare), or the
+    number of a camera. Landmarks and joints are fitted to the trained person. Models of edges, palettes and labels are
+    driven by any video."""
+    driving: DrivingArgs = field(default_factory=DrivingArgs)
+    """How --drive is fitted, and what is told of it."""
     data: Path | None = None
     """Data set folder to take a sequence from, read as ``fastv2v synthesize`` reads it."""
     sequence: str | None = None
-    """Which sequence of --data; the first by default."""
+    """Which sequence of --data, or of a data set that drives; the first by default."""
     phase: Phase = "test"
-    """Which part of --data."""
+    """Which part of it."""
     test_tail: int = 0
-    """Frames at the end of each training sequence of --data that make its phase ``test``, where it has no test part."""
+    """Frames at the end of each of its training sequences that make its phase ``test``, where it has no test part."""
     given_frame: bool = False
     """Start from the real first frame of the sequence of --data."""
     instances: Path | None = None
@@ -131,23 +138,31 @@ class StreamArgs:
         parse_engine(self.engine)
         if self.out is None and not self.window:
             raise ConfigError("nobody would see the frames: give --out, --window or both")
-        if [self.conditions, self.data, self.camera].count(None) != 2:
+        if [self.conditions, self.data, self.camera, self.drive].count(None) != 3:
             raise ConfigError(
-                "give one of --conditions, a folder, a video or -, --camera, its number, and --data, a data set"
+                "give one of --conditions, a folder, a video or -, --camera, its number, --data, a data set, and "
+                "--drive, a video of somebody else"
             )
+        if self.drive is None and self.driving != DrivingArgs():
+            raise ConfigError("the options --driving belong to --drive, a video of somebody else")
         if self.frames is not None and self.frames < 1:
             raise ConfigError(f"--frames must be at least 1, got {self.frames}")
         if (self.flow == "raft") != (self.raft_weights is not None) or (self.flow == "raft" and self.device is None):
             raise ConfigError(
                 "RAFT, its weights and a device go together: --device cuda --flow raft --raft-weights FILE"
             )
-        of_data = self.sequence is not None or self.given_frame or self.phase != "test" or self.test_tail
-        paths = (self.instances, self.unprojections, self.seed_frame)
+        of_data = self.sequence is not None or self.phase != "test" or self.test_tail
+        paths = (self.instances, self.unprojections, None if self.drive else self.seed_frame)
         of_pictures = any(path is not None for path in paths) or self.missing != "fail"
-        if (of_data and self.data is None) or (of_pictures and self.data is not None):
+        has_data, has_pictures = self.data is not None, self.data is None and self.drive is None
+        if (
+            (of_data and not (has_data or self.drive))
+            or (self.given_frame and not has_data)
+            or (of_pictures and not has_pictures)
+        ):
             raise ConfigError(
-                "--sequence, --phase, --test-tail and --given-frame belong to --data; --instances, "
-                "--unprojections, --seed-frame and --missing to --conditions"
+                "--sequence, --phase and --test-tail belong to --data and --drive, --given-frame to --data; "
+                "--instances, --unprojections and --missing to --conditions, --seed-frame to it and --drive"
             )
 
 
@@ -165,7 +180,8 @@ def check_output(args: StreamArgs) -> None:
             f"{args.out}: nothing is written as {out.suffix}; name a video {' or '.join(VIDEO_SUFFIXES)}, or a folder "
             "without a dot in its name"
         )
-    given = (args.conditions, args.instances, args.unprojections, args.seed_frame, args.data)
+    drive = None if args.drive is None else Path(args.drive)
+    given = (args.conditions, args.instances, args.unprojections, args.seed_frame, args.data, drive)
     if any(path is not None and path.resolve().is_relative_to(out) for path in given):
         raise ConfigError(f"{args.out} holds what is to be read; name another output")
     if not out.exists() or (out.is_dir() and not out.suffix and not any(out.iterdir())):
@@ -347,6 +363,8 @@ def _open_source(
 ) -> tuple[list[str] | None, Iterator[ConditionMap], float]:
     """Names of the frames, where they have any, their conditions, and how many a second are delivered."""
     manifest = stream.manifest
+    if args.drive is not None:
+        return _open_driver(args, args.drive, stream, opened)
     if args.data is not None:
         taken = open_sequence(args, manifest)
         if args.given_frame:
@@ -377,6 +395,35 @@ def _open_source(
     if args.conditions == PIPE:
         return None, piped_conditions(sys.stdin.buffer, manifest), manifest.fps
     return None, video_conditions(args.conditions, manifest), _rate_of(args.conditions, manifest)
+
+
+def _open_driver(
+    args: StreamArgs, source: str, stream: Stream, opened: contextlib.ExitStack
+) -> tuple[list[str] | None, Iterator[ConditionMap], float]:
+    """``_open_source`` for somebody who drives."""
+    manifest = stream.manifest
+    driver = open_driver(
+        source,
+        args.bundle,
+        manifest,
+        args.driving,
+        opened,
+        is_live=args.causal,
+        sequence=args.sequence,
+        phase=args.phase,
+        test_tail=args.test_tail,
+    )
+    if args.seed_frame is not None:
+        stream.restart(scale(read_image(args.seed_frame), manifest.size, "image"))
+    path = Path(source)
+    fps = _rate_of(path, manifest) if path.is_file() and not source.isdecimal() else manifest.fps
+    told = opened.enter_context(Told(args.driving, fps))
+    told_to = sys.stderr if args.is_piped_out else sys.stdout
+    opened.callback(lambda: print(told.log.told(), file=told_to) if len(told.log.shapes) else None)
+    conditions: Iterator[ConditionMap] = (made.condition for made in told.watch(driver.frames, args.frames))
+    if source.isdecimal():
+        conditions = opened.enter_context(_until_interrupted(conditions))
+    return driver.names, conditions, fps
 
 
 @contextlib.contextmanager

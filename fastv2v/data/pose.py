@@ -310,7 +310,7 @@ def draw_openpose(
         raise ShapeError(f"a pose is drawn on at least 1 x 1 pixels, got (height, width) {tuple(size)}")
     chosen = list(people)
     if config.people == "tallest":
-        chosen = sorted(chosen, key=_body_height, reverse=True)[:1]
+        chosen = sorted(chosen, key=body_height, reverse=True)[:1]
     canvas = np.zeros((*size, 3), dtype=np.uint8)
     for index, person in enumerate(chosen):
         own = canvas if index == 0 else np.zeros_like(canvas)
@@ -485,7 +485,7 @@ def _read_points(values: object, count: int, where: str) -> NDArray[np.float64]:
     return np.array(values, dtype=np.float64).reshape(count, 3)
 
 
-def _body_height(person: Person) -> float:
+def body_height(person: Person) -> float:
     """Extent of the found body points from top to bottom, in pixels; 0 where none was found."""
     y = person.body[person.body[:, 2] > _BODY_CONFIDENCE, 1]
     return float(np.ptp(y)) if len(y) else 0.0
@@ -495,7 +495,7 @@ def _stroke_widths(person: Person, config: PoseConfig) -> tuple[int, int]:
     """Stroke of the body and of hands and face, in pixels."""
     if config.stroke_width == "fixed":
         return _BODY_WIDTH, _FINE_WIDTH
-    height = int(_body_height(person))
+    height = int(body_height(person))
     return max(1, height // 150), max(1, height // 450)
 
 

@@ -12,6 +12,7 @@ import json
 import queue
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Literal
@@ -49,7 +50,7 @@ _EYES: Final = (slice(36, 42), slice(42, 48))
 _NECK, _MID_HIP = 1, 8
 
 
-_LIMBS: Final = (
+LIMBS: Final = (
     # DensePose's part, from point, to point of BODY_25, half its breadth in torso lengths
     (2, 1, 8, 0.45),
     (15, 5, 6, 0.12), (16, 2, 3, 0.12),
@@ -60,6 +61,7 @@ _LIMBS: Final = (
     (4, 7, 7, 0.14), (3, 4, 4, 0.14),
     (23, 1, 0, 0.3), (24, 0, 0, 0.4),
 )  # fmt: skip
+"""What a person's outline is divided among."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,16 +140,41 @@ class BodyFinder:
                 source.flush()
                 if number < len(piece.lead):
                     continue
-                answer = json.loads(answers.readline())
-                for name, count in _COUNTS.items():
-                    found[name].append(np.array(answer[name] or np.zeros((count, 3)), np.float32)[:count])
-                mask = np.frombuffer(answers.read(height * width), np.uint8).reshape(height, width)
-                found["mask"].append(_small(mask))
+                for name, values in _answer(answers, height, width).items():
+                    found[name].append(values)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"mediapipe stopped at frame {piece.frames[0]} ({error}); run the same command again"
             ) from error
         return {name: np.stack(values) for name, values in found.items()}
+
+    def follow(self, frames: Iterable[Frame]) -> Iterator[Found]:
+        """What is seen in frames as they come: each is answered before the next one is taken.
+
+        Args:
+            frames: RGB, (H, W, 3), of one size, that follow each other.
+
+        Yields:
+            As ``look``, of one frame each.
+
+        Raises:
+            DataError: if mediapipe stopped.
+        """
+        process = self._idle.get()  # it is not given back: it waits for further frames until it is ended
+        source, answers = process.stdin, _stdout(process)
+        assert source is not None
+        for number, frame in enumerate(frames):
+            height, width = frame.shape[:2]
+            try:
+                if not number:
+                    asked = {"frames": sys.maxsize, "height": height, "width": width, "lead": 0}
+                    source.write(json.dumps(asked | {"complexity": self._config.complexity}).encode() + b"\n")
+                source.write(np.ascontiguousarray(frame).data)
+                source.flush()
+                found = _answer(answers, height, width)
+            except (OSError, ValueError) as error:
+                raise DataError(f"mediapipe stopped at frame {number} ({error}); run the same command again") from error
+            yield {name: values[None] for name, values in found.items()}
 
     def _start(self) -> subprocess.Popen[bytes]:
         python = self._config.python or Path(sys.executable)
@@ -174,6 +201,16 @@ class BodyFinder:
 
 _COUNTS: Final = {"body": 33, "left_hand": 21, "right_hand": 21, "face": 468}
 _MASK_HEIGHT: Final = 256
+
+
+def _answer(answers: IO[bytes], height: int, width: int) -> Found:
+    """What was seen in the next frame."""
+    answer = json.loads(answers.readline())
+    found: Found = {
+        name: np.array(answer[name] or np.zeros((count, 3)), np.float32)[:count] for name, count in _COUNTS.items()
+    }
+    found["mask"] = _small(np.frombuffer(answers.read(height * width), np.uint8).reshape(height, width))
+    return found
 
 
 def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
@@ -264,31 +301,60 @@ def part_map(
     if not content["people"] or not len(rows):
         return out
     body = np.array(content["people"][0]["pose_keypoints_2d"], np.float32).reshape(-1, 3)
-    limbs = [limb for limb in _LIMBS if body[limb[1], 2] > 0 and body[limb[2], 2] > 0]
+    limbs = [limb for limb in LIMBS if body[limb[1], 2] > 0 and body[limb[2], 2] > 0]
     if not limbs:
         return out
-    torso = _torso_length(body, size)
+    torso = torso_length(body, size)
     pixels = np.stack([columns, rows], axis=1).astype(np.float32)
-    along, across, distance = (np.empty((len(limbs), len(pixels)), np.float32) for _ in range(3))
-    for position, (_, start, stop, breadth) in enumerate(limbs):
-        origin, axis = body[start, :2], body[stop, :2] - body[start, :2]
-        length = float(np.linalg.norm(axis))
-        unit = axis / length if length > 0 else np.array([0, 1], np.float32)
-        offset = pixels - origin
-        share = offset @ unit / max(length, breadth * torso)
-        nearest = offset - np.clip(share, 0, 1)[:, None] * axis
-        along[position], across[position] = share, (offset @ np.array([-unit[1], unit[0]])) / (breadth * torso)
-        # In breadths, so that a pixel beside the broad trunk does not go to the thin arm.
-        distance[position] = np.linalg.norm(nearest, axis=1) / (breadth * torso)
-    best = distance.argmin(axis=0)
-    chosen = best, np.arange(len(pixels))
-    out[rows, columns, 0] = np.rint(np.clip(across[chosen] / 2 + 0.5, 0, 1) * 255)
-    out[rows, columns, 1] = np.rint(np.clip(along[chosen], 0, 1) * 255)
-    out[rows, columns, 2] = np.array([limb[0] for limb in limbs], np.uint8)[best]
+    best, along, across, _ = nearest_limbs(body, [LIMBS.index(limb) for limb in limbs], torso, pixels)
+    out[rows, columns, 0] = np.rint(np.clip(across / 2 + 0.5, 0, 1) * 255)
+    out[rows, columns, 1] = np.rint(np.clip(along, 0, 1) * 255)
+    out[rows, columns, 2] = np.array([limb[0] for limb in LIMBS], np.uint8)[best]
     return out
 
 
-def _torso_length(body: NDArray[np.float32], size: tuple[int, int]) -> float:
+def nearest_limbs(
+    body: NDArray[np.float32], limbs: Sequence[int], torso: float, pixels: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """To which limb each pixel belongs, and where in it.
+
+    Args:
+        body: BODY_25 points, (25, 3).
+        limbs: which of ``LIMBS``, all of whose ends were found.
+        torso: length of the torso in pixels.
+        pixels: (x, y), (N, 2).
+
+    Returns:
+        Of each pixel the limb, as a position in ``LIMBS``; its place along the limb, 0 at its start and 1 at its end;
+        its place across, in breadths of the limb; and how far it is from the limb's axis, in breadths.
+    """
+    along, across, distance = (np.empty((len(limbs), len(pixels)), np.float32) for _ in range(3))
+    for position, limb in enumerate(limbs):
+        origin, axis, long, broad = limb_axes(body, limb, torso)
+        offset = pixels - origin
+        share = offset @ axis / long
+        reach = float(np.linalg.norm(body[LIMBS[limb][2], :2] - origin))
+        nearest = offset - (np.clip(share, 0, 1) * reach)[:, None] * axis
+        along[position], across[position] = share, (offset @ np.array([-axis[1], axis[0]], np.float32)) / broad
+        # In breadths, so that a pixel beside the broad trunk does not go to the thin arm.
+        distance[position] = np.linalg.norm(nearest, axis=1) / broad
+    best = distance.argmin(axis=0)
+    chosen = best, np.arange(len(pixels))
+    return np.array(limbs)[best], along[chosen], across[chosen], distance[chosen]
+
+
+def limb_axes(
+    body: NDArray[np.float32], limb: int, torso: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float, float]:
+    """Where a limb begins, its direction, and its length and half its breadth in pixels, at least the breadth long."""
+    _, start, stop, breadth = LIMBS[limb]
+    origin, axis = body[start, :2], body[stop, :2] - body[start, :2]
+    length, broad = float(np.linalg.norm(axis)), breadth * torso
+    unit = axis / length if length > 0 else np.array([0, 1], np.float32)
+    return origin, unit, max(length, broad), broad
+
+
+def torso_length(body: NDArray[np.float32], size: tuple[int, int]) -> float:
     """Pixels from neck to hip; from the shoulders where the hip is not seen; else a quarter of the frame."""
     if body[_NECK, 2] > 0 and body[_MID_HIP, 2] > 0:
         return max(1.0, float(np.linalg.norm(body[_NECK, :2] - body[_MID_HIP, :2])))

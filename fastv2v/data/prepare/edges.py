@@ -15,7 +15,7 @@ from fastv2v.data.prepare.survey import Frame
 from fastv2v.errors import ConfigError
 
 _MIX: Final = 0.5
-_CREST: Final = 0.7
+_CREST: Final = 0.8
 _NEAR: Final = np.ones((3, 3), np.uint8)
 
 
@@ -65,8 +65,6 @@ def draw_edges(frames: Iterable[Frame], config: EdgeConfig) -> Iterator[NDArray[
             steep = cv2.magnitude(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1))
             is_crest = (steep > config.low) & (steep > _CREST * cv2.dilate(steep, _NEAR))
             kept = np.where(is_crest & follower.trusted, follower.moved(edges), 0).astype(np.uint8)
-            joined = kept | (found & ~cv2.dilate(kept, _NEAR))
-            # Gaps of a pixel, where the old line ends and the new one begins, are closed.
-            found = joined | cv2.morphologyEx(joined, cv2.MORPH_CLOSE, _NEAR) & cv2.dilate(found, _NEAR)
+            found = kept | (found & ~cv2.dilate(kept, _NEAR))
         edges = found.astype(np.uint8)
         yield edges

@@ -1,0 +1,1 @@
+"""Another person's face or body, fitted to the person a generator was trained on. Torch-free."""
