@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Manifest
-from export.convert import ClassColours, Picture, scale
+from export.convert import ClassColours, Picture, cover, scale
 from export.stream import ConditionMap
 from fastv2v.data.classes import bit_palette, colourise
 from fastv2v.data.conditions import ConditionSpec, maps_to_float
@@ -84,14 +84,6 @@ class OneByOne(Generic[Result]):
         """The result of the next picture."""
         self._given.append(picture)
         return next(self._results)
-
-
-def cover(picture: Picture, size: Size) -> Picture:
-    """The middle of a picture in the proportions of a size, scaled to it."""
-    height, width = picture.shape[:2]
-    rows, columns = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return scale(picture[top : top + rows, left : left + columns], size, "image")
 
 
 class HeadFollower:
