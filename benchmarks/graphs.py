@@ -29,10 +29,10 @@ from export.choose import Probe, roll_out
 from export.engines import OnnxRuntimeEngine, StepEngine
 from export.graph_check import check_graph
 from export.graphs import opset_of, save_graph
-from export.mixed import rounded_graph
 from export.onnx_graph import export_step
 from export.outside import OutsideEngine
-from export.prepare import Precision, PreparedGraph, prepare_graph
+from export.parity import psnr
+from export.prepare import TOLERANCES, Precision, PreparedGraph, emulate, prepare_graph
 from export.quantize import Feeds, calibration_feeds
 from export.warp_graph import Warp
 from fastv2v.contracts import History, StepModel
@@ -51,11 +51,10 @@ FORMS: Final[tuple[tuple[Precision, Warp], ...]] = (
     ("f16", "outside"),
     ("bf16", "gather"),
     ("int8", "grid_sample"),
+    ("fp8", "grid_sample"),
 )
 """Number formats and forms of the warp that are looked at."""
-LEAST_PSNR_DB: Final = {"f32": 100.0, "f16": 50.0, "bf16": 35.0, "int8": 25.0}
-"""What the frames of a format must reach beside those of the torch module."""
-_VERSIONS: Final = {"f32": "10.0", "f16": "10.0", "bf16": "10.16", "int8": "10.0"}
+_VERSIONS: Final = {"f32": "10.0", "f16": "10.0", "bf16": "10.16", "int8": "10.0", "fp8": "10.0"}
 """The oldest TensorRT each format is made for; bf16 needs operator set 22."""
 TEACHERS: Final = ("demo", "street")
 """Teachers whose graphs are walked."""
@@ -66,7 +65,7 @@ COLUMNS: Final = {
     "nodes": "nodes",
     "layers_16_bit": "in 16 bits",
     "layers_f32": "in f32",
-    "quantised": "int8",
+    "quantised": "quantised",
     "opset": "opset",
     "faults": "faults",
     "psnr_db": "dB to torch",
@@ -176,10 +175,10 @@ def graph_rows(case: Case, folder: Path, forms: tuple[tuple[Precision, Warp], ..
             "tensorrt": _VERSIONS[precision],
             "faults": len(faults),
             "reason": "; ".join(map(str, faults)) or None,
-            "psnr_db": _psnr(rounded, case.frames),
-            "least_psnr_db": LEAST_PSNR_DB[precision],
+            "psnr_db": _shown(psnr(rounded, case.frames)),
+            "least_psnr_db": TOLERANCES[precision].graph_db,
             "greatest": float(difference.max()) if np.isfinite(difference).all() else None,
-            "as_run_psnr_db": None if as_run is None else _psnr(as_run, case.frames),
+            "as_run_psnr_db": None if as_run is None else _shown(psnr(as_run, case.frames)),
         }
 
 
@@ -193,21 +192,20 @@ def _frames(case: Case, made: PreparedGraph, warp: Warp, step: Path, folder: Pat
             engine = OutsideEngine(_opened(path), step)
         return np.stack(list(roll_out(engine, case.conditions, case.model.history_length)))
 
-    if made.plan is None:
-        frames = rolled(made.model, "made.onnx")
-        return frames, frames
-    rounded = rolled(rounded_graph(made.plain, made.plan), "rounded.onnx")
-    return rounded, None if made.plan.low == "bf16" else rolled(made.model, "made.onnx")
+    graphs = emulate(made)
+    rounded = rolled(graphs.rounded, "rounded.onnx")
+    if graphs.as_run is None or graphs.as_run is graphs.rounded:
+        return rounded, rounded if graphs.as_run is graphs.rounded else None
+    return rounded, rolled(graphs.as_run, "made.onnx")
 
 
 def _opened(path: Path) -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(path, torch.get_num_threads())
 
 
-def _psnr(a: Frames, b: Frames) -> float | None:
-    """PSNR of values in [-1, 1]; None where any is not a number. Equal frames count as 200 dB."""
-    mse = float(np.mean(np.square(a.astype(np.float64) - b)))
-    return None if math.isnan(mse) else min(200.0, 10 * math.log10(4 / max(mse, 1e-300)))
+def _shown(psnr_db: float) -> float | None:
+    """A PSNR as JSON can hold it: None where it is no number, 200 where frames are equal."""
+    return None if math.isnan(psnr_db) else min(200.0, max(-200.0, psnr_db))
 
 
 def teacher_row(name: str, drive: Drive, size: tuple[int, int], folder: Path) -> Row:

@@ -319,7 +319,7 @@ GPU_ENGINES: Mapping[str, GpuEngine] = {
     ),
     "tensorrt": GpuEngine(
         "export.tensorrt_engine:open_tensorrt",
-        ("f16", "bf16", "f32", "int8"),
+        ("f16", "bf16", "f32", "int8", "fp8"),
         "tensorrt",
         built="export.tensorrt_store:built_precisions",
         step_opener="export.tensorrt_engine:open_step",

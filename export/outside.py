@@ -77,23 +77,6 @@ class OutsideWarp:
         return {x: values[x] for x in self.outputs}
 
 
-def finish_outside(
-    step: Path, made: Mapping[str, Tensor], inputs: Mapping[str, Tensor], device: torch.device | str = "cpu"
-) -> Tensor:
-    """The frame of one step whose warp was left out; see ``OutsideWarp``, which is to be kept where there are many.
-
-    Args:
-        step: the whole step graph.
-        made: outputs of the engine, on the device.
-        inputs: what the engine was given, on the device.
-        device: where that is.
-
-    Returns:
-        (1, 3, H, W) in [-1, 1].
-    """
-    return OutsideWarp(step, device)(made, inputs)["frame"]
-
-
 class OutsideEngine:
     """An engine on arrays whose graph was cut before the warp, and torch behind it; satisfies ``StepEngine``.
 

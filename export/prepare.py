@@ -6,24 +6,45 @@ Runs without torch.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from export.engines import Array, OnnxRuntimeEngine
 from export.graph_check import OLDEST, check_graph
 from export.graphs import check_valid, load_graph, opset_of, save_graph
+from export.history import Points
 from export.mixed import BF16_OPSET, MixedConfig, PrecisionPlan, mixed_graph, plan_mixed, rounded_graph
 from export.parity import EngineParity, compare_engines
-from export.quantize import Feeds, quantize_step
+from export.quantize import FP8_OPSET, Feeds, quantize_step
 from export.warp_graph import WARPED, Warp, cut_warp, gather_warp, name_warp, warps_of, with_outputs
 from fastv2v.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Precision = Literal["f32", "f16", "bf16", "int8"]
-"""Formats of an engine; in ``int8`` the inner convolutions are quantised and the rest is in 16 bits."""
+Precision = Literal["f32", "f16", "bf16", "int8", "fp8"]
+"""Formats of an engine; in ``int8`` and ``fp8`` the inner convolutions are quantised and the rest is in 16 bits."""
+QUANTISED: Final = ("int8", "fp8")
+"""Formats that need ranges of activations."""
+
+
+class Tolerance(NamedTuple):
+    """What the frames of a format must reach over a rolled-out clip, in dB of PSNR."""
+
+    graph_db: float
+    """Of the prepared graph on a CPU, with every layer rounded, beside the torch module: for networks untrained too."""
+    engine_db: float
+    """Of an engine that is kept, beside ONNX Runtime in f32, where nothing else is asked for."""
+
+
+TOLERANCES: Final[Mapping[Precision, Tolerance]] = {
+    "f32": Tolerance(100.0, 60.0),
+    "f16": Tolerance(50.0, 40.0),
+    "bf16": Tolerance(35.0, 35.0),
+    "int8": Tolerance(25.0, 35.0),
+    "fp8": Tolerance(25.0, 30.0),
+}
 
 
 class PreparedGraph(NamedTuple):
@@ -53,8 +74,10 @@ def prepare_graph(
         precision: format of the engine.
         warp: ``grid_sample``, ``gather``, or ``outside``: the graph then ends before the warp and ``export.outside``
             finishes the frame.
-        config: which layers stay in f32; with ``int8`` also the format of the rest. ``low`` must suit the precision.
-        feeds: inputs that ranges of activations are taken from, for int8; see ``export.quantize.calibration_feeds``.
+        config: which layers stay in f32; for quantised graphs also the format of the rest. ``low`` must suit the
+            precision.
+        feeds: inputs that ranges of activations are taken from, for int8 and fp8; see
+            ``export.quantize.calibration_feeds``.
         outputs: tensors to give, ``warped`` for the sampled picture among them; None for those of the graph.
 
     Raises:
@@ -71,8 +94,8 @@ def prepare_graph(
     if precision in ("f16", "bf16") and config.low != precision:
         raise ConfigError(f"an engine in {precision} was asked for and the plan's format is {config.low}")
     model = name_warp(load_graph(path))
-    if precision == "int8":
-        model = _quantised(model, feeds)
+    if precision == "int8" or precision == "fp8":
+        model = _quantised(model, feeds, precision)
     if outputs is not None:
         model = with_outputs(model, outputs)
     if warps_of(model):
@@ -112,7 +135,7 @@ def prepare_for_tensorrt(
         out: file to write; None writes none.
         version: the TensorRT that is to parse it.
         config: which layers stay in f32.
-        feeds: for int8.
+        feeds: for int8 and fp8.
         outputs: tensors to give.
 
     Returns:
@@ -131,26 +154,43 @@ def prepare_for_tensorrt(
     return made
 
 
-def _quantised(model: ModelProto, feeds: Sequence[Feeds] | None) -> ModelProto:
+def _quantised(model: ModelProto, feeds: Sequence[Feeds] | None, kind: Literal["int8", "fp8"]) -> ModelProto:
     if not feeds:
-        raise ConfigError("int8 needs inputs to take ranges from; see export.quantize.calibration_feeds")
+        raise ConfigError(f"{kind} needs inputs to take ranges from; see export.quantize.calibration_feeds")
     with tempfile.TemporaryDirectory() as scratch:
-        step, out = Path(scratch, "step.onnx"), Path(scratch, "int8.onnx")
+        step, out = Path(scratch, "step.onnx"), Path(scratch, "quantised.onnx")
         save_graph(model, step)
-        if not quantize_step(step, out, feeds, symmetric=True):
-            raise BundleError("no convolution of the graph is large enough to be worth int8; choose f16")
+        if not quantize_step(step, out, feeds, symmetric=True, kind=kind):
+            raise BundleError(f"no convolution of the graph is large enough to be worth {kind}; choose f16")
         made = load_graph(out)
-    assert opset_of(made) == opset_of(model), "the quantiser keeps the operator set"
+    least = FP8_OPSET if kind == "fp8" else 0
+    assert opset_of(made) == max(opset_of(model), least), "the quantiser keeps the operator set"
     return made
+
+
+class Emulation(NamedTuple):
+    """Graphs by which a CPU shows what a prepared graph will give."""
+
+    rounded: ModelProto
+    """With the rounding of every 16-bit layer: what a GPU is expected to show."""
+    as_run: ModelProto | None
+    """As ONNX Runtime runs the prepared graph, in f32 between casts; None where it cannot (bf16)."""
+
+
+def emulate(made: PreparedGraph) -> Emulation:
+    """The graphs to run in place of a prepared one where there is no GPU; both the same for one in f32 throughout."""
+    if made.plan is None:
+        return Emulation(made.model, made.model)
+    return Emulation(rounded_graph(made.plain, made.plan), None if made.plan.low == "bf16" else made.model)
 
 
 class PrecisionLoss(NamedTuple):
     """What a prepared graph costs beside the graph it was made from, over a rolled-out clip on the CPU."""
 
     rounded: EngineParity
-    """With the rounding of every 16-bit layer: what a GPU is expected to show."""
+    """See ``Emulation.rounded``."""
     as_run: EngineParity | None
-    """As ONNX Runtime runs the prepared graph, in f32 between casts; None where it cannot (bf16)."""
+    """See ``Emulation.as_run``."""
 
 
 def precision_loss(
@@ -165,6 +205,7 @@ def precision_loss(
     feeds: Sequence[Feeds] | None = None,
     outputs: Sequence[str] | None = None,
     threads: int | None = None,
+    points: Points | None = None,
 ) -> PrecisionLoss:
     """Roll a clip out in the prepared and in the f32 graph and compare them: warped frame and finished frame apart.
 
@@ -176,9 +217,10 @@ def precision_loss(
         seed_frame: the real frame of the first condition, (3, H, W) in [-1, 1].
         warp: ``grid_sample`` or ``gather``.
         config: which layers stay in f32.
-        feeds: for int8.
+        feeds: for int8 and fp8.
         outputs: what to compare; by default the frame and, where there is a warp, the warped frame.
         threads: CPU threads, None for all.
+        points: point ids of each level, (T, H / 2^k, W / 2^k), where the student is guided by its painted world.
 
     Returns:
         The differences; NaN where a 16-bit layer overflowed.
@@ -194,9 +236,13 @@ def precision_loss(
     plain = name_warp(load_graph(path))
     if outputs is None:
         outputs = ("frame", WARPED) if any(WARPED in node.output for node in plain.graph.node) else ("frame",)
-    made = prepare_graph(path, precision, warp=warp, config=config, feeds=feeds, outputs=outputs)
-    rounded = made.model if made.plan is None else rounded_graph(made.plain, made.plan)
-    clip: dict[str, Any] = {"conditions": conditions, "history_length": history_length, "seed_frame": seed_frame}
+    made = emulate(prepare_graph(path, precision, warp=warp, config=config, feeds=feeds, outputs=outputs))
+    clip: dict[str, Any] = {
+        "conditions": conditions,
+        "history_length": history_length,
+        "seed_frame": seed_frame,
+        "points": points,
+    }
     with tempfile.TemporaryDirectory() as scratch:
 
         def opened(model: ModelProto, name: str) -> OnnxRuntimeEngine:
@@ -204,9 +250,7 @@ def precision_loss(
             return OnnxRuntimeEngine(file, threads)
 
         reference = opened(with_outputs(plain, outputs), "plain")
-        emulated = compare_engines(opened(rounded, "rounded"), reference, **clip)
-        if made.plan is None:
-            return PrecisionLoss(emulated, emulated)
-        if made.plan.low == "bf16":
-            return PrecisionLoss(emulated, None)
-        return PrecisionLoss(emulated, compare_engines(opened(made.model, "made"), reference, **clip))
+        rounded = compare_engines(opened(made.rounded, "rounded"), reference, **clip)
+        if made.as_run is None or made.as_run is made.rounded:
+            return PrecisionLoss(rounded, rounded if made.as_run is made.rounded else None)
+        return PrecisionLoss(rounded, compare_engines(opened(made.as_run, "made"), reference, **clip))

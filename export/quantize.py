@@ -1,9 +1,10 @@
-"""The step graph in int8: post-training quantisation of its inner convolutions, calibrated on real conditions.
+"""The step graph in int8 or fp8: post-training quantisation of its inner convolutions, calibrated on real conditions.
 
 Weights are quantised per output channel, activations by the range they take over calibration, asymmetrically: after a
 ReLU half of a symmetric range would lie idle. TensorRT knows symmetric ranges only (``symmetric``). Convolutions with
 few channels on either side stay as they are: those at full size, which wait for memory and not for arithmetic, and
-those that draw flow, where a step of 1/256 of the range is pixels of motion. So does everything else.
+those that draw flow, where a step of 1/256 of the range is pixels of motion. So does everything else. fp8 (E4M3FN: 3
+bits of mantissa, up to 448) is for TensorRT alone and differs from its int8 in number format and scales only.
 
 Runs without torch.
 """
@@ -11,24 +12,33 @@ Runs without torch.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.choose import Probe, roll_out
 from export.engines import Array, GraphEngine
-from export.graphs import load_graph, save_graph
+from export.graphs import attribute, load_graph, save_graph
 from export.inputs import StepCondition
 from fastv2v.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 LEAST_CHANNELS = 16
 """Convolutions that take or give fewer channels keep their floating point."""
 
 _LEAST_SCALE = 2.0**-14
+_LARGEST = {"int8": 127.0, "fp8": 448.0}
+FP8_OPSET = 19
+"""The first operator set whose quantisation knows fp8."""
+_FP8_CHANNELS = 16
+"""TensorRT's fp8 convolutions take and give multiples of so many channels, in one group."""
 _TENSORRT = {"AddQDQPairToWeight": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": ["Conv"]}
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -69,9 +79,15 @@ def calibration_feeds(engine: GraphEngine, probe: Probe, history_length: int) ->
 
 
 def quantize_step(
-    step: Path, out: Path, feeds: Sequence[Feeds], *, least_channels: int = LEAST_CHANNELS, symmetric: bool = False
+    step: Path,
+    out: Path,
+    feeds: Sequence[Feeds],
+    *,
+    least_channels: int = LEAST_CHANNELS,
+    symmetric: bool = False,
+    kind: Literal["int8", "fp8"] = "int8",
 ) -> int:
-    """Write an int8 copy of a step graph, with the same inputs and outputs in float32.
+    """Write a quantised copy of a step graph, with the same inputs and outputs in float32.
 
     Args:
         step: the graph.
@@ -81,6 +97,7 @@ def quantize_step(
         symmetric: in the form that TensorRT takes: ranges around 0; a quantising and a dequantising node on input and
             weight of each chosen convolution and nowhere else, so that bias and activation fuse with it; biases in
             floating point; no scale below the smallest normal number of f16.
+        kind: number format; fp8 is always symmetric, and raises the operator set to 19.
 
     Returns:
         How many convolutions were quantised; 0 where there is none, and then nothing is written.
@@ -99,6 +116,11 @@ def quantize_step(
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     chosen = [n.name for n in convolutions if min(weights.get(n.input[1], (0, 0))[:2]) >= least_channels]
+    if kind == "fp8":
+        symmetric = True
+        shapes = {n.name: weights[n.input[1]][:2] for n in convolutions if n.name in chosen}
+        grouped = {n.name for n in convolutions if attribute(n, "group", 1) != 1}
+        chosen = [x for x in chosen if x not in grouped and not any(c % _FP8_CHANNELS for c in shapes[x])]
     if not chosen:
         return 0
     names = {value.name for value in graph.input}
@@ -126,14 +148,14 @@ def quantize_step(
             extra_options=options,
         )
     if symmetric:
-        _tidy(out)
+        _tidy(out, kind)
     return len(chosen)
 
 
-def _tidy(path: Path) -> None:
+def _tidy(path: Path, kind: str) -> None:
     """Let only quantised convolutions read what was quantised for them; keep scales where f16 has all its digits.
 
-    Weights of a channel whose scale is raised are nothing to the others.
+    Weights of a channel whose scale is raised are nothing to the others. For fp8 the same ranges end at 448.
     """
     from onnx import numpy_helper
 
@@ -149,9 +171,37 @@ def _tidy(path: Path) -> None:
     scales = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for tensor in model.graph.initializer:
         if tensor.name in scales:
-            raised = np.maximum(numpy_helper.to_array(tensor), np.float32(_LEAST_SCALE))
+            scale = numpy_helper.to_array(tensor) * np.float32(_LARGEST["int8"] / _LARGEST[kind])
+            raised = np.maximum(scale, np.float32(_LEAST_SCALE))
             tensor.CopyFrom(numpy_helper.from_array(raised, tensor.name))
+    if kind == "fp8":
+        _to_fp8(model)
     save_graph(model, path)
+
+
+def _to_fp8(model: ModelProto) -> None:
+    """Quantise to fp8 what was quantised to int8 around 0: the type of the zero points says to what."""
+    from onnx import TensorProto
+
+    graph = model.graph
+    quantising = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    zeros = {node.input[2] for node in quantising}
+    for tensor in graph.initializer:
+        if tensor.name in zeros:
+            sides = list(tensor.dims)
+            tensor.CopyFrom(
+                TensorProto(
+                    name=tensor.name, dims=sides, data_type=TensorProto.FLOAT8E4M3FN, raw_data=bytes(math.prod(sides))
+                )
+            )
+    quantised = {node.output[0] for node in quantising if node.op_type == "QuantizeLinear"}
+    for value in graph.value_info:
+        if value.name in quantised:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT8E4M3FN
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = max(entry.version, FP8_OPSET)
+    model.ir_version = max(model.ir_version, 9)  # the first that knows the type
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +25,13 @@ from numpy.typing import NDArray
 
 from export.bundle import SELF_TEST, STEP_GRAPH, load_manifest
 from export.choose import Probe
-from export.engines import INT8, REFERENCE, Array, check_warp, open_engine
+from export.engines import REFERENCE, Array, check_warp, open_engine
 from export.graph_check import RENAMED_OPSET
 from export.graphs import attribute, load_graph, opset_of
 from export.history import Points
 from export.outside import OutsideWarp
 from export.parity import compare_engines
-from export.prepare import Precision, prepare_for_tensorrt
+from export.prepare import QUANTISED, Precision, precision_loss, prepare_for_tensorrt
 from export.quantize import Feeds, calibration_feeds
 from export.tensorrt_api import CudaRunner, Log, Runner, describe_site, refuse
 from export.tensorrt_engine import LoadedPlan, PlanEngine, warp_outside
@@ -61,7 +62,8 @@ Progress = Callable[[str, int, int], bool]
 Prepare = Callable[[Path, Precision, Warp], bytes]
 """Makes the graph that TensorRT is given: number formats written into it, and the warp in the form asked for."""
 
-_BF16_CAPABILITY = (8, 0)
+_CAPABILITIES: Mapping[Precision, tuple[int, int]] = {"bf16": (8, 0), "fp8": (8, 9)}
+"""The oldest compute capability that has a format."""
 
 
 class Range(NamedTuple):
@@ -130,8 +132,12 @@ def build_engine(
     config = config or TensorRTConfig()
     used = runner if runner is not None else CudaRunner()
     site = describe_site(used)
-    if config.precision == "bf16" and site.gpu.capability < _BF16_CAPABILITY:
-        raise ConfigError(f"bf16 needs compute capability 8.0 or later and this is {site.gpu}; choose precision f16")
+    needed = _CAPABILITIES.get(config.precision, (0, 0))
+    if site.gpu.capability < needed:
+        raise ConfigError(
+            f"{config.precision} needs compute capability {needed[0]}.{needed[1]} or later and this is {site.gpu}; "
+            "choose precision f16"
+        )
     manifest = load_manifest(folder)
     wanted = (manifest.condition.channels, *manifest.size)
     if clip.conditions.shape[1:] != wanted or len(clip.conditions) < 2:
@@ -142,10 +148,10 @@ def build_engine(
     if levels and (clip.points is None or [len(x) for x in clip.points] != levels * [len(clip.conditions)]):
         raise ShapeError(f"the student is guided: the clip needs point ids of {levels} levels for each of its frames")
     reference = open_engine(REFERENCE, folder / STEP_GRAPH)
+    feeds = None
+    if config.precision in QUANTISED:
+        feeds = calibration_feeds(reference, Probe(clip.conditions, points=clip.points), manifest.history_length)
     if prepare is None:
-        is_int8 = config.precision == INT8
-        probe = Probe(clip.conditions, points=clip.points)
-        feeds = calibration_feeds(reference, probe, manifest.history_length) if is_int8 else None
         prepare = functools.partial(_prepared, version=site.tensorrt, feeds=feeds)
     attempt = _Attempt(folder, config, site, used, prepare, progress, find_timing_cache(folder, site))
     attempts: list[Attempt] = []
@@ -170,12 +176,28 @@ def build_engine(
             clip=clip.name,
             max_abs_diff=parity.frame.greatest,
             parity_psnr_db=parity.frame.psnr_db if parity.frame.greatest else None,
+            expected_psnr_db=_expected_psnr_db(folder / STEP_GRAPH, clip, config, warp, manifest.history_length, feeds),
         )
         with tempfile.TemporaryDirectory() as scratch:
             store_engine(folder, record, attempt.files, Path(scratch))
         return record
     reasons = "; ".join(f"warp by {a.warp}: {a.outcome}" for a in attempts)
     raise BundleError(f"no TensorRT engine in {config.precision} was kept for {folder} ({reasons}); use another engine")
+
+
+def _expected_psnr_db(
+    step: Path, clip: ParityClip, config: TensorRTConfig, warp: Warp, length: int, feeds: Sequence[Feeds] | None
+) -> float | None:
+    """What rounding alone costs; see ``EngineRecord.expected_psnr_db``."""
+    if config.precision == "f32":
+        return None
+    # A graph that ends before its warp has no frame. It rounds as others do, and bf16 does not go with sampling.
+    form: Warp = "gather" if warp == "gather" or config.precision == "bf16" else "grid_sample"
+    loss = precision_loss(
+        step, config.precision, clip.conditions, length, warp=form, feeds=feeds, outputs=("frame",), points=clip.points
+    )
+    found = loss.rounded.frame.psnr_db
+    return found if found is not None and math.isfinite(found) else None
 
 
 def moving_blocks(spec: ConditionSpec, size: tuple[int, int], frames: int, rng: np.random.Generator) -> Array:

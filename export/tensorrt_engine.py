@@ -224,7 +224,7 @@ class TensorRTEngine(PlanEngine):
 
     Args:
         folder: the bundle.
-        precision: number format; None takes the first the bundle has of f16, bf16, f32 and int8.
+        precision: number format; None takes the first the bundle has of f16, bf16, f32, int8 and fp8.
         runner: the GPU; by default torch's current one.
         host_code: see ``open_plan``.
 
@@ -277,7 +277,7 @@ def open_plan(folder: Path, precision: str | None, runner: Runner | None, *, hos
 
     Args:
         folder: the bundle.
-        precision: number format; None takes the first the bundle has of f16, bf16, f32 and int8.
+        precision: number format; None takes the first the bundle has of f16, bf16, f32, int8 and fp8.
         runner: the GPU; by default torch's current one.
         host_code: let a version-compatible engine run the code that it brings for the CPU. What the bundle says of
             itself does not allow that.
@@ -337,7 +337,7 @@ class TensorRTStep:
 
     Args:
         folder: the bundle.
-        precision: number format; None takes the first the bundle has of f16, bf16, f32 and int8.
+        precision: number format; None takes the first the bundle has of f16, bf16, f32, int8 and fp8.
         runner: the GPU; by default torch's current one.
         graph: False queues every step by itself.
         host_code: see ``open_plan``.

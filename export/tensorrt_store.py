@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
 from export.bundle import ENGINES_FOLDER, STEP_GRAPH, Manifest, load_manifest, write_bundle
-from export.prepare import Precision
+from export.prepare import TOLERANCES, Precision
 from export.warp_graph import Warp
 from fastv2v.config import from_dict, to_dict
 from fastv2v.errors import BundleError, ConfigError
@@ -38,7 +38,7 @@ WARPS: Final[tuple[Warp, ...]] = get_args(Warp)
 the engine then ends before the warp and torch does the rest."""
 Hardware = Literal["same", "same-capability", "ampere-plus"]
 
-_PREFERENCE: Final[tuple[Precision, ...]] = ("f16", "bf16", "f32", "int8")
+_PREFERENCE: Final[tuple[Precision, ...]] = ("f16", "bf16", "f32", "int8", "fp8")
 _AMPERE: Final = (8, 0)
 
 
@@ -47,7 +47,8 @@ class TensorRTConfig:
     """How a TensorRT engine is built."""
 
     precision: Precision = "f16"
-    """Number format: f32, f16, bf16 (compute capability 8.0 and later), or int8 for the inner convolutions."""
+    """Number format: f32, f16, bf16 (compute capability 8.0 and later), or int8 or fp8 (8.9 and later) for the inner
+    convolutions."""
     hardware: Hardware = "same"
     """Which GPUs may run the engine: the very model it was built on, those of the same compute capability, or Ampere
     and all later ones; the wider, the slower it may be."""
@@ -62,7 +63,7 @@ class TensorRTConfig:
     """Let float32 convolutions round their inputs to 10 bits."""
     min_parity_psnr_db: float | None = None
     """Least PSNR between its frames and those of ONNX Runtime in float32 over the compared clip, each rolled out on its
-    own frames; by default 60 for f32, 40 for f16 and 35 for bf16 and int8."""
+    own frames; by default 60 for f32, 40 for f16, 35 for bf16 and int8 and 30 for fp8."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -79,7 +80,7 @@ class TensorRTConfig:
         """``min_parity_psnr_db``, or what this precision must reach."""
         if self.min_parity_psnr_db is not None:
             return self.min_parity_psnr_db
-        return {"f32": 60.0, "f16": 40.0}.get(self.precision, 35.0)
+        return TOLERANCES[self.precision].engine_db
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,9 @@ class EngineRecord:
     """Greatest difference of a frame value there, in units of [-1, 1]."""
     parity_psnr_db: float | None
     """PSNR between the frames of both; None where they are equal."""
+    expected_psnr_db: float | None = None
+    """The same as worked out on a CPU before, by rounding every layer of the graph; None in f32, or where they are
+    equal."""
 
     @property
     def warp(self) -> Warp:
@@ -287,7 +291,7 @@ def find_engine(
     Args:
         folder: the bundle.
         here: this machine.
-        precision: number format; None takes the first there is of f16, bf16, f32 and int8.
+        precision: number format; None takes the first there is of f16, bf16, f32, int8 and fp8.
         manifest: as ``load_manifest`` gave it; None checks the bundle first.
 
     Returns:

@@ -7,15 +7,22 @@ import pytest
 import torch
 
 from benchmarks import graphs
-from benchmarks.graphs import FORMS, LEAST_PSNR_DB, failures, graph_rows, main, make_case, settle_norms, teacher_row
+from benchmarks.graphs import FORMS, failures, graph_rows, main, make_case, settle_norms, teacher_row
 from benchmarks.realtime import make_drive
+from export.prepare import Tolerance
 from fastv2v.errors import ConfigError, ParityError
 from fastv2v.nn.generators import build_generator
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
 from students.presets import STUDENTS, published
 
 SIZE = (32, 64)
-ACCEPTED = (("f32", "grid_sample"), ("f16", "grid_sample"), ("bf16", "gather"), ("int8", "grid_sample"))
+ACCEPTED = (
+    ("f32", "grid_sample"),
+    ("f16", "grid_sample"),
+    ("bf16", "gather"),
+    ("int8", "grid_sample"),
+    ("fp8", "grid_sample"),
+)
 """One form for each format; all of them for the smallest student."""
 
 
@@ -74,7 +81,7 @@ def test_the_command_writes_a_table_and_a_result(tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("network") and lines[2].startswith("pico")
     assert json.loads(lines[-1]) == json.loads((tmp_path / "r.json").read_text())
-    monkeypatch.setattr(graphs, "LEAST_PSNR_DB", dict.fromkeys(LEAST_PSNR_DB, 300.0))
+    monkeypatch.setattr(graphs, "TOLERANCES", dict.fromkeys(graphs.TOLERANCES, Tolerance(300.0, 300.0)))
     with pytest.raises(ParityError, match=r"pico in f32 with the warp by grid_sample reaches .* dB of 300"):
         main(("pico",), **settings)
     assert capsys.readouterr().out.startswith("network")

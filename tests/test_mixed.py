@@ -15,7 +15,7 @@ from export.graphs import load_graph, save_graph
 from export.inputs import ConditionForm
 from export.mixed import MixedConfig, mixed_graph, plan_mixed, rounded_graph, to_bf16_bits
 from export.onnx_graph import export_step, write_self_test
-from export.outside import OutsideEngine, OutsideWarp, finish_outside
+from export.outside import OutsideEngine, OutsideWarp
 from export.parity import compare_engines
 from export.prepare import precision_loss, prepare_for_tensorrt, prepare_graph
 from export.quantize import calibration_feeds
@@ -223,7 +223,7 @@ class TestWarp:
         head, whole = (OnnxRuntimeEngine(tmp_path / x, 1) for x in ("head.onnx", "step.onnx"))
         given = {x: np.full(s, 0.5, np.float32) for x, s in whole.shapes.items()}
         made, inputs = ({k: torch.from_numpy(v) for k, v in x.items()} for x in (head.infer(given), given))
-        assert np.allclose(finish_outside(tmp_path / "step.onnx", made, inputs), whole.infer(given)["frame"], atol=1e-5)
+        assert np.allclose(finish(made, inputs)["frame"], whole.infer(given)["frame"], atol=1e-5)
 
     def test_a_graph_without_a_warp_is_left_alone(self, tmp_path):
         config = SlimConfig(widths=(8,), depths=(1,), up_depths=(), use_flow=False)
@@ -247,7 +247,7 @@ class TestWarp:
 
 class TestPrepared:
     @pytest.mark.parametrize("warp", ["grid_sample", "gather", "outside"])
-    @pytest.mark.parametrize("precision", ["f32", "f16", "bf16", "int8"])
+    @pytest.mark.parametrize("precision", ["f32", "f16", "bf16", "int8", "fp8"])
     def test_every_form_is_valid_and_suits_the_parser(self, slim, feeds, precision, warp, tmp_path):
         settings = {"out": tmp_path / "g.onnx", "version": "11.0", "feeds": feeds}
         if (precision, warp) == ("bf16", "grid_sample"):
@@ -262,10 +262,10 @@ class TestPrepared:
         before = load_graph(slim)
         assert all(types(before).get(name, 1) == kind for name, kind in types(made).items())
         weights = {x.data_type for x in made.graph.initializer if len(x.dims) == 4}
-        code = {"f32": 1, "f16": 10, "bf16": 16, "int8": 10}[precision]
+        code = {"f32": 1, "f16": 10, "bf16": 16, "int8": 10, "fp8": 10}[precision]
         assert code in weights
         opset = next(x.version for x in made.opset_import)
-        assert opset == {"f32": 18, "f16": 18, "bf16": 22, "int8": 19}[precision]
+        assert opset == {"f32": 18, "f16": 18, "bf16": 22, "int8": 19, "fp8": 19}[precision]
 
     def test_int8_is_symmetric_and_only_at_the_doors_of_convolutions(self, slim, feeds):
         model = prepare_graph(slim, "int8", feeds=feeds).model
@@ -286,6 +286,28 @@ class TestPrepared:
             assert held[data.input[1]].size == 1 and held[weight.input[1]].size > 1
             assert len(conv.input) < 3 or held[conv.input[2]].dtype == np.float16
 
+    def test_fp8_lies_where_int8_does_and_its_ranges_end_at_448(self, slim, feeds):
+        eight, floating = (prepare_graph(slim, x, feeds=feeds).plain for x in ("int8", "fp8"))
+        assert [x.op_type for x in floating.graph.node] == [x.op_type for x in eight.graph.node]
+        held = [{x.name: numpy_helper.to_array(x) for x in m.graph.initializer} for m in (eight, floating)]
+        quantising = [x for x in floating.graph.node if x.op_type == "QuantizeLinear"]
+        assert quantising
+        for node in quantising:
+            wide, narrow = (h[node.input[1]] for h in held)
+            assert np.allclose(narrow, np.maximum(wide * 127 / 448, 2.0**-14), rtol=1e-6)
+            assert held[1][node.input[2]].dtype == ml_dtypes.float8_e4m3fn and not held[1][node.input[2]].any()
+        activation = next(x for x in quantising if x.input[0] not in held[1])
+        weight = next(x for x in quantising if x.input[0] in held[1])
+        assert held[1][activation.input[1]].size == 1
+        largest = np.abs(held[1][weight.input[0]]).max(axis=(1, 2, 3))
+        assert np.allclose(held[1][weight.input[1]].ravel(), np.maximum(largest / 448, 2.0**-14), rtol=1e-5)
+
+    def test_fp8_runs_on_a_cpu_and_rounds_as_the_type_does(self, slim, feeds):
+        loss = precision_loss(slim, "fp8", CLIP, 2, feeds=feeds, threads=1)
+        plain = precision_loss(slim, "f16", CLIP, 2, threads=1)
+        assert 30 < loss.rounded.frame.psnr_db < plain.rounded.frame.psnr_db - 5
+        assert abs(loss.rounded.frame.psnr_db - loss.as_run.frame.psnr_db) < 3
+
     def test_tiny_scales_are_raised(self, tmp_path):
         torch.manual_seed(0)
         model = SlimGenerator(SlimConfig(widths=(16, 16), depths=(1, 1), up_depths=(1,)), 4)
@@ -300,7 +322,9 @@ class TestPrepared:
     def test_settings_that_contradict_each_other(self, slim, plain, feeds):
         with pytest.raises(ConfigError, match="int8 needs inputs to take ranges from"):
             prepare_graph(slim, "int8")
-        with pytest.raises(ConfigError, match=r"precision is one of f32, f16, bf16, int8 .* got 'f8' and 'gather'"):
+        with pytest.raises(
+            ConfigError, match=r"precision is one of f32, f16, bf16, int8, fp8 .* got 'f8' and 'gather'"
+        ):
             prepare_graph(slim, "f8", warp="gather")
         with pytest.raises(ConfigError, match="in bf16 was asked for and the plan's format is f16"):
             prepare_graph(slim, "bf16", config=MixedConfig())
@@ -313,6 +337,24 @@ class TestPrepared:
 
 
 class TestParity:
+    def test_an_error_that_grows_is_refused_though_the_mean_passes(self):
+        class Drifting:
+            name, precision, form = "drifting", "f32", ConditionForm()
+
+            def __init__(self, slope):
+                self.slope, self.step = slope, 0
+
+            def run(self, *_):
+                self.step += 1
+                return {"frame": np.full((1, 3, *SIZE), self.slope * 2.0**self.step, np.float32)}
+
+        parity = compare_engines(Drifting(1e-3), Drifting(0.0), CLIP, 2)
+        frame = parity.frame
+        assert frame.worst_rms == pytest.approx(0.064) and frame.psnr_db > frame.worst_psnr_db + 6
+        parity.require(frame.worst_psnr_db)
+        with pytest.raises(ParityError, match=r"frame reaches 3\d\.\d dB .* but 29\.9 dB at the worst of them"):
+            parity.require(frame.psnr_db - 1)
+
     def test_an_engine_that_samples_nearest_is_found_in_the_warped_frame(self, slim, tmp_path):
         model = with_outputs(name_warp(load_graph(slim)), ["frame", "warped", "hallucinated"])
         save_graph(model, tmp_path / "right.onnx")

@@ -244,6 +244,12 @@ class TestBuild:
         with pytest.raises(ConfigError, match=r"bf16 needs compute capability 8\.0"):
             build(bundle, world11, TensorRTConfig(precision="bf16"), runner=FakeRunner(world11, (7, 5)))
 
+    def test_fp8_needs_one_too(self, bundle, world11):
+        with pytest.raises(
+            ConfigError, match=r"fp8 needs compute capability 8\.9.*capability 8\.6.*choose precision f16"
+        ):
+            build(bundle, world11, TensorRTConfig(precision="fp8"))
+
     def test_hardware_levels_an_older_version_lacks_are_refused(self, bundle, world11, monkeypatch):
         monkeypatch.delattr(sys.modules["tensorrt"].HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY")
         with pytest.raises(ConfigError, match="cannot build for hardware 'same-capability'"):
@@ -336,11 +342,16 @@ class TestWarps:
         step.start(made[0])
         np.testing.assert_allclose([step.step(x)[0].numpy().copy() for x in made], theirs, atol=2e-2)
 
-    def test_int8_is_calibrated_on_the_clip(self, bundle, world11, monkeypatch):
+    @pytest.mark.parametrize("precision", ["int8", "fp8"])
+    def test_quantised_engines_are_calibrated_on_the_clip(self, bundle, world11, monkeypatch, precision):
         small = functools.partial(quantize_step, least_channels=4)
         monkeypatch.setattr("export.prepare.quantize_step", small)
-        record = build(bundle, world11, TensorRTConfig(precision="int8", min_parity_psnr_db=20))
-        assert record.parity_psnr_db > 20 and find_engine(bundle, record.site, "int8")[1] == record
+        monkeypatch.setattr("export.quantize._FP8_CHANNELS", 1)
+        config = TensorRTConfig(precision=precision, min_parity_psnr_db=20)
+        record = build(bundle, world11, config, runner=FakeRunner(world11, (8, 9)))
+        assert record.parity_psnr_db > 20 and find_engine(bundle, record.site, precision)[1] == record
+        # The stand-in runs the graph as ONNX Runtime does, so what was expected is about what came.
+        assert abs(record.expected_psnr_db - record.parity_psnr_db) < 3
 
     def test_bf16_is_not_built_where_its_warp_would_be_read_as_nearest(self, bundle, world11):
         with pytest.raises(BundleError, match=r"warp by grid_sample: bf16 needs operator set 22, and from 20 on"):

@@ -38,7 +38,7 @@ class ExportEngine:
     bundle: Path
     """Bundle folder, NAME.v2v."""
     engine: str = TENSORRT
-    """tensorrt, or tensorrt:PRECISION with f32, f16, bf16 or int8."""
+    """tensorrt, or tensorrt:PRECISION with f32, f16, bf16, int8 or fp8."""
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
     """How it is built."""
     data: Path | None = None
@@ -176,7 +176,8 @@ def build_bar(title: str) -> Iterator[Progress]:
 def show(bundle: Path, record: EngineRecord) -> None:
     """Tell people what was kept and why."""
     parity = "exactly" if record.parity_psnr_db is None else f"at {record.parity_psnr_db:.1f} dB"
-    print(f"{bundle}: {record}; follows ONNX Runtime {parity} over {record.frames} frames ({record.clip})")
+    expected = "" if record.expected_psnr_db is None else f", {record.expected_psnr_db:.1f} dB expected of rounding"
+    print(f"{bundle}: {record}; follows ONNX Runtime {parity} over {record.frames} frames ({record.clip}){expected}")
     for attempt in record.attempts:
         print(f"  warp by {attempt.warp}: {attempt.outcome}")
 
