@@ -4,7 +4,8 @@ Weights are quantised per output channel, activations by the range they take ove
 ReLU half of a symmetric range would lie idle. TensorRT knows symmetric ranges only (``symmetric``). Convolutions with
 few channels on either side stay as they are: those at full size, which wait for memory and not for arithmetic, and
 those that draw flow, where a step of 1/256 of the range is pixels of motion. So does everything else. fp8 (E4M3FN: 3
-bits of mantissa, up to 448) is for TensorRT alone and differs from its int8 in number format and scales only.
+bits of mantissa, up to 448) is for TensorRT alone and differs from its int8 in number format and scales only;
+convolutions whose channels are no multiples of 16 TensorRT may still compute in 16 bits.
 
 Runs without torch.
 """
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from export.choose import Probe, roll_out
 from export.engines import Array, GraphEngine
-from export.graphs import attribute, load_graph, save_graph
+from export.graphs import load_graph, save_graph
 from export.inputs import StepCondition
 from fastv2v.errors import MissingExtraError
 
@@ -37,8 +38,6 @@ _LEAST_SCALE = 2.0**-14
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 FP8_OPSET = 19
 """The first operator set whose quantisation knows fp8."""
-_FP8_CHANNELS = 16
-"""TensorRT's fp8 convolutions take and give multiples of so many channels, in one group."""
 _TENSORRT = {"AddQDQPairToWeight": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": ["Conv"]}
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -116,13 +115,9 @@ def quantize_step(
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     chosen = [n.name for n in convolutions if min(weights.get(n.input[1], (0, 0))[:2]) >= least_channels]
-    if kind == "fp8":
-        symmetric = True
-        shapes = {n.name: weights[n.input[1]][:2] for n in convolutions if n.name in chosen}
-        grouped = {n.name for n in convolutions if attribute(n, "group", 1) != 1}
-        chosen = [x for x in chosen if x not in grouped and not any(c % _FP8_CHANNELS for c in shapes[x])]
     if not chosen:
         return 0
+    symmetric = symmetric or kind == "fp8"
     names = {value.name for value in graph.input}
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
