@@ -51,7 +51,6 @@ FORMS: Final[tuple[tuple[Precision, Warp], ...]] = (
     ("f16", "outside"),
     ("bf16", "gather"),
     ("int8", "grid_sample"),
-    ("fp8", "grid_sample"),
 )
 """Number formats and forms of the warp that are looked at."""
 _VERSIONS: Final = {"f32": "10.0", "f16": "10.0", "bf16": "10.16", "int8": "10.0", "fp8": "10.0"}
