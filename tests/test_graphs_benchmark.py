@@ -21,7 +21,6 @@ ACCEPTED = (
     ("f16", "grid_sample"),
     ("bf16", "gather"),
     ("int8", "grid_sample"),
-    ("fp8", "grid_sample"),
 )
 """One form for each format; all of them for the smallest student."""
 
