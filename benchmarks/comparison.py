@@ -104,7 +104,8 @@ def deliver(
 
     The last given frame is the first keyframe; every ``gap``-th frame after it is synthesised, and the last one of the
     clip; the others are filled in by motion compensation (DIS, grade ``fast``, guided by label maps). A history that
-    reaches further back is made of given frames in steps of the gap, the oldest repeated.
+    reaches further back is made of given frames in steps of the gap, the oldest repeated; where the model is guided,
+    all given frames in these steps paint its world, also those that the history is too short for.
 
     Args:
         model: in evaluation mode, on the device.
@@ -133,7 +134,8 @@ def deliver(
 
     ids = guidance_points(spec, clip)
     ids = None if ids is None else tuple(level.to(device.device) for level in ids)
-    past = list(range(first % gap, given_frames, gap))[-model.history_length :]
+    past = list(range(first % gap, given_frames, gap))
+    past = past if ids is not None else past[-model.history_length :]
     history = start_history(
         conditions(*past),
         clip.frames[:, past].to(device.device),

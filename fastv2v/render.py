@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fastv2v.contracts import FrameOutput, History, StepModel
+from fastv2v.data.painter import GUIDANCE_CHANNELS
 from fastv2v.errors import ShapeError
-from fastv2v.ops.painter import GUIDANCE_CHANNELS, PaintedWorld, empty_world, paint, render_levels
+from fastv2v.ops.painter import PaintedWorld, empty_world, paint, render_levels
 
 Points = tuple[Tensor, ...]
 """Point ids beside a clip's conditions, finest level first: (B, T, H / 2^k, W / 2^k) integers each, -1 for none. Of one

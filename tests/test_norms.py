@@ -1,4 +1,4 @@
-"""Batch norm of one frame, and over several processes; and the first gradients of a real teacher in two processes."""
+"""Batch norm of one frame, and over several processes; and the first steps of real teachers in two processes."""
 
 import os
 import socket
@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from fastv2v.contracts import Losses
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.device import DeviceConfig, open_device, player_gradients
+from fastv2v.device import Device, DeviceConfig, open_device, player_gradients
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
 from fastv2v.losses.perceptual import PerceptualLoss
 from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig
@@ -21,6 +22,7 @@ from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.generators import build_generator
 from fastv2v.nn.norms import SharedBatchNorm2d, batch_statistics, share_batch_norms
+from fastv2v.nn.spade import ModulationConfig, SpadeConfig
 from fastv2v.ops.flow import DISFlow
 from fastv2v.render import start_history
 from teachers.task import TeacherTask, TeacherTaskConfig
@@ -93,7 +95,7 @@ def test_backprop_spans_double_up_to_the_chunk():
     assert RolloutConfig(chunk_frames=0, backprop_frames=4).backprop_at(0) == 4
 
 
-# A real teacher in two processes.
+# Real teachers in two processes.
 
 
 class Taps(nn.Module):
@@ -129,36 +131,93 @@ def street_task() -> TeacherTask:
     return TeacherTask(generator, spec, objective, TeacherTaskConfig(objective=objective.config, rollout=rollout))
 
 
+def world_task() -> TeacherTask:
+    """Guided by a painted world, its weights spectrally normalised."""
+    torch.manual_seed(0)
+    spec = ConditionSpec(class_names=("road", "car", "sky"), guidance_levels=2)
+    shape = SpadeConfig(
+        base_width=3,
+        max_width=12,
+        frame_downsamples=2,
+        bottleneck_blocks=2,
+        flow_width=3,
+        flow_downsamples=2,
+        flow_blocks=1,
+        guidance=ModulationConfig(hidden=4),
+        combine="blend",
+    )
+    judge = DiscriminatorConfig(width=4, num_layers=2, num_scales=1, norm="batch")
+    weights = LossWeights(
+        perceptual=0.0, reconstruction=1.0, guidance=2.0, temporal_gan=0.0, temporal_feature_matching=0.0
+    )
+    objective = VideoObjective(
+        ObjectiveConfig(weights=weights, image_discriminator=judge, temporal_scales=0, gan="hinge"),
+        spec.channels,
+        None,
+        DISFlow("ultrafast"),
+        guidance_levels=2,
+    )
+    rollout = RolloutConfig(chunk_frames=1, start_from_nothing=0, start_from_one=0)
+    config = TeacherTaskConfig(objective=objective.config, rollout=rollout, lead_in=1)
+    return TeacherTask(build_generator(shape, spec.channels, guidance_levels=2), spec, objective, config)
+
+
+TASKS = {"street": street_task, "world": world_task}
+
+
 def street_clip(rank: int, world_size: int) -> Clip:
     rng = torch.Generator().manual_seed(3)
     coarse = torch.rand(4, 5, 3, 4, 6, generator=rng).flatten(0, 1)
     frames = nn.functional.interpolate(coarse, size=(32, 48), mode="bilinear").view(4, 5, 3, 32, 48) * 2 - 1
     labels = torch.randint(0, 3, (4, 5, 32, 48), generator=rng, dtype=torch.uint8)
     own = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
-    return Clip(frames=frames[own], labels=labels[own])
+    # A still world of which each frame shows another part.
+    ids = torch.arange(32 * 48, dtype=torch.int32).view(32, 48)
+    seen = (torch.rand(4, 5, 4, 6, generator=rng) < 0.7).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    points = torch.where(seen, ids, -1)
+    return Clip(frames=frames[own], labels=labels[own], points=(points[own], points[own, :, ::2, ::2]))
 
 
-def first_gradients() -> dict[str, torch.Tensor]:
+def first_gradients(kind: str) -> dict[str, torch.Tensor]:
+    """Gradients and buffers of a first chunk by the names of players; weights and buffers after three steps."""
     device = open_device(DeviceConfig(precision="fp32", cpu=True))
-    task = street_task()
+    task = TASKS[kind]()
     for module in task.players.values():
         device.place(module).train()
-    losses = next(task.step(street_clip(device.rank, device.world_size), torch.Generator().manual_seed(1), 0))
-    found = {}
+    chunks = task.step(street_clip(device.rank, device.world_size), torch.Generator().manual_seed(1), 0)
+    found = step(task, device, next(chunks))
+    for losses in chunks:
+        step(task, device, losses)
+    for player, module in task.players.items():
+        found |= {f"after.{player}.{name}": value.clone() for name, value in module.state_dict().items()}
+    device.close()
+    return found
+
+
+def step(task: TeacherTask, device: Device, losses: Losses) -> dict[str, torch.Tensor]:
+    """One step of plain descent; its gradients, and the buffers after it."""
+    found, updates = {}, []
     for player, terms in losses.items():
         module = task.players[player]
         total = torch.stack([task.weights[player][name] * term for name, term in terms.items()]).sum()
         parameters = list(module.parameters())
         mean = device.average_gradients(player_gradients(total, parameters, retain_graph=True), parameters)
         named = zip(module.named_parameters(), mean, strict=True)
-        found |= {f"{player}.{name}": gradient for (name, _), gradient in named if gradient is not None}
-        found |= {f"{player}.{name}": buffer for name, buffer in module.named_buffers()}
-    device.close()
+        for (name, parameter), gradient in named:
+            if gradient is not None:
+                found[f"{player}.{name}"] = gradient
+                updates.append((parameter, gradient))
+        found |= {f"{player}.{name}": buffer.clone() for name, buffer in module.named_buffers()}
+    with torch.no_grad():
+        for parameter, gradient in updates:
+            parameter.sub_(gradient, alpha=1e-3)
     return found
 
 
-def test_two_processes_find_the_first_gradients_of_one(tmp_path):
-    alone = first_gradients()
+@pytest.mark.parametrize("kind", TASKS)
+def test_two_processes_find_the_first_gradients_of_one(tmp_path, kind):
+    """And end with equal weights, running statistics and spectral vectors, though their clips differ."""
+    alone = {name: value for name, value in first_gradients(kind).items() if not name.startswith("after.")}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -174,15 +233,21 @@ def test_two_processes_find_the_first_gradients_of_one(tmp_path):
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(str(p) for p in (Path(__file__).parent, Path(__file__).parents[1])),
         }
-        command = [sys.executable, __file__, str(tmp_path / f"{rank}.pt")]
+        command = [sys.executable, __file__, str(tmp_path / f"{rank}.pt"), kind]
         processes.append(subprocess.Popen(command, env=environment))
     assert [process.wait(120) for process in processes] == [0, 0]
-    for rank in range(2):
-        together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    ends = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    after = [name for name in ends[0] if name.startswith("after.")]
+    assert [name for name in after if not torch.equal(ends[0][name], ends[1][name])] == []
+    assert any(name.endswith((".u", ".v")) for name in after) == (kind == "world")
+    for end in ends:
+        together = {name: value for name, value in end.items() if name not in after}
         assert together.keys() == alone.keys()
-        assert sum(name.startswith("temporal_discriminator") for name in together) > 0
-        for player in ("generator", "image_discriminator", "temporal_discriminator"):
-            names = [name for name in alone if name.startswith(player)]
+        players = {name.partition(".")[0] for name in alone}
+        assert players >= {"generator", "image_discriminator"}
+        assert any(player.startswith("temporal_discriminator") for player in players) == (kind == "street")
+        for player in players:
+            names = [name for name in alone if name.startswith(f"{player}.")]
             one, two = (torch.cat([found[name].double().flatten() for name in names]) for found in (alone, together))
             assert (one - two).norm() < 1e-3 * one.norm(), player
         for name, gradient in alone.items():
@@ -195,4 +260,4 @@ def test_two_processes_find_the_first_gradients_of_one(tmp_path):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.save(first_gradients(), sys.argv[1])
+    torch.save(first_gradients(sys.argv[2]), sys.argv[1])

@@ -1,5 +1,8 @@
 from dataclasses import replace
+from functools import partial
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,15 +17,20 @@ from fastv2v.config import from_dict, to_dict
 from fastv2v.contracts import History, StepModel
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.data.folder import FolderConfig
+from fastv2v.data.folder import FolderConfig, open_folder
+from fastv2v.data.loader import ClipLoader
+from fastv2v.data.sampling import SamplingConfig
+from fastv2v.data.transforms import GeometryConfig
+from fastv2v.data.unprojection import write_unprojection
 from fastv2v.device import DeviceConfig, open_device
 from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.losses.guidance import guidance_loss, unseen_loss
 from fastv2v.losses.objective import LossWeights, ObjectiveConfig, VideoObjective
-from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig
+from fastv2v.losses.rollout import CheckpointedStep, RolloutConfig, run_ahead
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.generators import build_generator
+from fastv2v.nn.norms import batch_statistics
 from fastv2v.nn.spade import (
     Hint,
     Modulation,
@@ -616,18 +624,52 @@ def test_feature_distillation_finds_its_inner_maps():
     assert feature_channels(generator) == {"bottom": SHAPE.widths[-1], "decoder": SHAPE.widths[0]}
 
 
-def train(task, folder, steps):
-    def clips(start):
-        while True:
-            yield make_clip(start)
-            start += 1
+def make_clips(start):
+    while True:
+        yield make_clip(start)
+        start += 1
 
+
+def train(task, folder, steps, clips=make_clips):
     with open_run(folder, {}) as run:
         config = TrainConfig(steps=4, eval_every=0, sample_every=0, checkpoint_every=steps, keep_checkpoints=9)
         return fit(task, clips, run, config, open_device(DeviceConfig(cpu=True, precision="fp32")))
 
 
+def guided_task(spec):
+    rollout = RolloutConfig(chunk_frames=1)
+    config = TeacherTaskConfig(objective=OBJECTIVE, rollout=rollout, lead_in=3)
+    return TeacherTask(spade(2), spec, objective(2), config)
+
+
+def write_guided(root):
+    """Eight noisy frames of a still world."""
+    rng = np.random.default_rng(0)
+    for kind in ("A", "B", "unprojections"):
+        (root / f"train_{kind}" / "seq").mkdir(parents=True)
+    ids = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE)
+    for i in range(8):
+        cv2.imwrite(str(root / f"train_A/seq/{i}.png"), rng.integers(0, 3, SIZE, dtype=np.uint8))
+        cv2.imwrite(str(root / f"train_B/seq/{i}.png"), rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8))
+        seen = np.where(rng.random(SIZE) < 0.7, ids, -1)
+        write_unprojection(root / f"train_unprojections/seq/{i}.npz", [seen, seen[::2, ::2]])
+
+
 class TestTraining:
+    def test_a_lead_in_leaves_the_weights_at_rest(self):
+        """It draws as deployed: without power iterations, which would depend on how many frames lead in."""
+        generator, (condition, history) = spade(), inputs()
+        generator.train()
+        before = {name: value.clone() for name, value in generator.state_dict().items()}
+        led = run_ahead(generator, condition[:, None].expand(-1, 3, -1, -1, -1), history, own_statistics=True)
+        assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+        assert all(module.training for module in generator.modules())
+        generator.eval()
+        with batch_statistics(generator), torch.no_grad():
+            for _ in range(3):
+                _, history = generator.step(condition, history)
+        assert torch.equal(led.frames, history.frames)
+
     def test_it_moves_every_player(self, tmp_path):
         task = make_task()
         before = {n: {k: v.clone() for k, v in m.named_parameters()} for n, m in task.players.items()}
@@ -636,17 +678,29 @@ class TestTraining:
             moved = [not torch.equal(value, before[name][key]) for key, value in module.named_parameters()]
             assert sum(moved) > 0.7 * len(moved)  # biases before an instance norm stay
 
-    def test_stopping_and_going_on_changes_nothing(self, tmp_path):
-        ends = []
+    @pytest.mark.parametrize("guided", [False, True])
+    def test_stopping_and_going_on_changes_nothing(self, tmp_path, guided):
+        """With guidance also: after a lead-in, from a data set, and with another number of workers."""
+        ends, clips, new_task = [], make_clips, make_task
+        if guided:
+            write_guided(tmp_path / "data")
+            config = FolderConfig(root=tmp_path / "data", num_classes=3, guidance_levels=2)
+            folder = open_folder(replace(config, geometry=GeometryConfig(mode="exact", size=SIZE)))
+            new_task = partial(guided_task, folder.spec)
         for name, stops in (("whole", False), ("parts", True)):
-            train(make_task(), tmp_path / name, 2)
+            if guided:
+                clips = ClipLoader(folder, SamplingConfig(num_frames=6), batch_size=1, seed=0).batches
+            train(new_task(), tmp_path / name, 2, clips)
             if stops:  # forget the second half and make it again
                 for file in sorted((tmp_path / name / "checkpoints").iterdir())[1:]:
                     for part in file.iterdir():
                         part.unlink()
                     file.rmdir()
-            task = make_task()
-            train(task, tmp_path / name, 2)
+            if guided and stops:
+                loader = ClipLoader(folder, SamplingConfig(num_frames=6), batch_size=1, seed=0, num_workers=1)
+                clips = loader.batches
+            task = new_task()
+            train(task, tmp_path / name, 2, clips)
             ends.append(task.generator.state_dict())
         assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 

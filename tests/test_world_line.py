@@ -6,17 +6,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.comparison import Criteria, verdicts
+from benchmarks.comparison import Criteria, deliver, verdicts
 from benchmarks.quality import mean_scores, score_rows, score_video
 from benchmarks.results import load_result
 from export.bundle import load_manifest
 from fastv2v.cli import main
+from fastv2v.commands.benchmark import round_trip
 from fastv2v.commands.compare import Compare
 from fastv2v.commands.parts import with_points
+from fastv2v.contracts import FrameOutput, History
+from fastv2v.data.clip import Clip
+from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import FolderConfig
 from fastv2v.data.unprojection import write_unprojection
+from fastv2v.device import DeviceConfig, open_device
 from fastv2v.errors import ConfigError
+from fastv2v.render import advance
 
 
 def write_pan(root: Path, count: int = 14) -> Path:
@@ -111,6 +118,44 @@ def test_the_bundle_paints_and_is_measured(root: Path, tmp_path: Path, capsys: p
     assert rows["delivered stream", "all"]["world_error"] > 0
     assert rows["teacher", "all"]["forward_backward"] > 0
     assert "there and back" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("gap", "given", "num_frames", "turn"), [(1, 1, 9, 8), (3, 1, 9, 6), (4, 1, 9, 8), (3, 2, 9, 7), (16, 1, 6, 5)]
+)
+def test_a_round_trip_has_its_keyframes_at_the_same_places_on_both_ways(
+    gap: int, given: int, num_frames: int, turn: int
+) -> None:
+    frames = torch.arange(float(num_frames)).view(1, -1, 1, 1, 1).expand(-1, -1, 3, 2, 2)
+    way = round_trip(Clip(frames=frames, maps=frames[:, :, :1]), 24, gap=gap, given_frames=given)
+    places = way.frames[0, :, 0, 0, 0].int().tolist()
+    assert places == [*range(turn + 1), *reversed(range(turn))]
+    if num_frames > gap:
+        there = {k for k in range(given - 1, turn + 1) if (k - given + 1) % gap == 0}
+        back = {2 * turn - k for k in range(turn, 2 * turn + 2 - given) if (k - given + 1) % gap == 0}
+        assert there == back
+
+
+def test_all_given_keyframes_paint_however_short_the_history() -> None:
+    """A point that only the first of four given frames shows guides the first frame that is synthesised."""
+
+    class Watcher:
+        condition_channels, history_length, size_multiple = 6, 1, 1
+
+        def step(self, condition: torch.Tensor, history: History) -> tuple[FrameOutput, History]:
+            shown.append(condition[0, 2:, 0, 0].tolist())
+            frame = torch.zeros(1, 3, 32, 32)
+            return FrameOutput(frame, frame, None, None), advance(history, condition, frame)
+
+    shown: list[list[float]] = []
+    points = torch.full((1, 6, 32, 32), -1, dtype=torch.int32)
+    points[0, [0, 4, 5]] = 7
+    clip = Clip(
+        frames=torch.full((1, 6, 3, 32, 32), 0.5), labels=torch.zeros(1, 6, 32, 32, dtype=torch.uint8), points=(points,)
+    )
+    spec = ConditionSpec(class_names=("a", "b"), guidance_levels=1)
+    list(deliver(Watcher(), spec, clip, gap=1, given_frames=4, device=open_device(DeviceConfig(cpu=True))))
+    assert shown == [[0.5, 0.5, 0.5, 1.0]] * 2
 
 
 def test_synthesis_depends_on_the_point_ids(root: Path, tmp_path: Path) -> None:

@@ -158,9 +158,16 @@ def check_round_trip(frames: int) -> None:
         raise ConfigError(f"round_trip_frames is 0 for none, or at least 3, got {frames}")
 
 
-def round_trip(clip: Clip, most: int) -> Clip:
-    """The first frames of a clip and back again, at most ``most`` there: 2 * most - 1 of them."""
-    order = there_and_back(min(most, clip.num_frames))
+def round_trip(clip: Clip, most: int, *, gap: int = 1, given_frames: int = 1) -> Clip:
+    """The first frames of a clip and back again, at most ``most`` there: 2 * most - 1 of them.
+
+    Keyframes are ``gap`` frames apart, from the last given one. It turns where the way back has them at the same places
+    as the way there, so that keyframes are compared with keyframes. Only a clip too short for that turns at its end.
+    """
+    last = min(most, clip.num_frames) - 1
+    first = given_frames - 1
+    fitting = (turn for turn in range(last, max(first, 1), -1) if 2 * (turn - first) % gap == 0)
+    order = there_and_back(next(fitting, last) + 1)
 
     def taken(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[:, order]
@@ -359,7 +366,8 @@ def _quality(bench: _Bench) -> list[dict[str, Any]]:
         labels = None if clip.labels is None else list(clip.labels[0, 1:].numpy())
         turned: dict[str, float] = {}
         if clip.points is not None and bench.args.round_trip_frames:
-            way = round_trip(clip, bench.args.round_trip_frames)
+            gap = KeyframeConfig(**bench.stream.manifest.keyframes).gap  # type: ignore[arg-type]
+            way = round_trip(clip, bench.args.round_trip_frames, gap=gap)
             first = pictures(way)[0]
             with batch_statistics(bench.teacher.generator):
                 spec = bench.stream.manifest.condition

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -266,7 +267,8 @@ def _compare(args: Compare, contest: Contest, comparison: Comparison, out: Path)
                 videos[model.name] = Video.collect(frames, part_time=not model.is_teacher)
             turned: dict[str, float] = {}
             if clip.points is not None and args.round_trip_frames > args.given_frames:
-                way = round_trip(clip, args.round_trip_frames)
+                gaps = math.lcm(*(model.gap for model in contest.contenders))
+                way = round_trip(clip, args.round_trip_frames, gap=gaps, given_frames=args.given_frames)
                 for model in contest.contenders:
                     made = [*pictures(way)[: args.given_frames], *(x.frame for x in contest.roll_out(model, way))]
                     turned[model.name] = return_distance(made, args.given_frames)

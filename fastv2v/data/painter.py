@@ -13,8 +13,9 @@ from fastv2v.errors import ConfigError, ShapeError
 GUIDANCE_CHANNELS: Final = 4
 """Red, green, blue and the mask."""
 
-_FIXED: Final = 2.0**32
-"""As in ``fastv2v.ops.painter``: whole numbers below 2^53 add up exactly in float64, in any order."""
+COLOUR_STEPS: Final = 2.0**32
+"""Colours are summed as multiples of 1 / this: whole numbers (below 2^53 also in float64) add up to the same in any
+order, on any device."""
 
 
 class ArrayWorld(NamedTuple):
@@ -87,8 +88,8 @@ def paint(world: ArrayWorld, frame: NDArray[np.float32], points: NDArray[np.inte
     where = where[~seen[ids[where]]]
     new, position, counts = np.unique(ids[where], return_inverse=True, return_counts=True)
     clipped = np.clip(frame.reshape(3, -1)[:, where], -1, 1).astype(np.float64)
-    for channel, values in enumerate(np.rint(clipped * _FIXED)):
-        colours[new, channel] = np.bincount(position, values, minlength=len(new)) / (counts * _FIXED)
+    for channel, values in enumerate(np.rint(clipped * COLOUR_STEPS)):
+        colours[new, channel] = np.bincount(position, values, minlength=len(new)) / (counts * COLOUR_STEPS)
     seen[new] = True
     return ArrayWorld(colours, seen)
 

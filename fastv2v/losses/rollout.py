@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -215,7 +215,7 @@ def run_ahead(
     own_statistics: bool = False,
     points: Points | None = None,
 ) -> History:
-    """The history a model reaches by itself, as it is deployed.
+    """The history a model reaches by itself, as it is deployed: without dropout, its spectral norms at rest.
 
     Args:
         model: a generator in training; its modes are put back.
@@ -224,16 +224,18 @@ def run_ahead(
         own_statistics: whether norms go by those frames' own statistics; by running ones otherwise.
         points: point ids of the same frames, where the model is guided.
     """
-    with batch_statistics(model) if own_statistics else _evaluation(model):
+    # A view of a student in training goes by its frames' statistics there too, and is no module.
+    parts = [model, *vars(model).values()] if own_statistics else [model]
+    with _evaluation(*parts), batch_statistics(model) if own_statistics else nullcontext():
         for t, condition in enumerate(conditions.unbind(1)):
             _, history = guided_step(model, condition, history, at_frame(points, t))
     return history
 
 
 @contextmanager
-def _evaluation(model: StepModel) -> Iterator[None]:
-    """Within: evaluation mode; afterwards every module has its own mode again."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+def _evaluation(*parts: object) -> Iterator[None]:
+    """Within: the modules among these are in evaluation mode; afterwards every one has its own mode again."""
+    modules = [m for part in parts if isinstance(part, nn.Module) for m in part.modules()]
     modes = [module.training for module in modules]
     try:
         for module in modules:

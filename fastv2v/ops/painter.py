@@ -13,18 +13,13 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastv2v.data.painter import COLOUR_STEPS, GUIDANCE_CHANNELS
 from fastv2v.errors import ConfigError, ShapeError
-
-GUIDANCE_CHANNELS: Final = 4
-"""Red, green, blue and the mask."""
-
-_FIXED: Final = 2.0**32
-"""Colours are summed as multiples of 1 / this: whole numbers add up to the same in any order, on any device."""
 
 
 class PaintedWorld(NamedTuple):
@@ -112,12 +107,12 @@ def paint(world: PaintedWorld, frame: Tensor, points: Tensor) -> PaintedWorld:
     mapped = (ids_BX >= 0).long()
     samples = torch.arange(batch, device=points.device).unsqueeze(1)
     flat_X = (ids_BX.clamp_min(0) + samples * num_points).flatten()
-    fixed_BX3 = (frame.detach().float().clamp(-1, 1).flatten(2).transpose(1, 2).double() * _FIXED).round().long()
+    fixed_BX3 = (frame.detach().float().clamp(-1, 1).flatten(2).transpose(1, 2).double() * COLOUR_STEPS).round().long()
     sums = torch.zeros(batch * num_points, 3, dtype=torch.long, device=points.device)
     sums.index_add_(0, flat_X, (fixed_BX3 * mapped.unsqueeze(-1)).flatten(0, 1))
     counts = torch.zeros(batch * num_points, dtype=torch.long, device=points.device)
     counts.index_add_(0, flat_X, mapped.flatten())
-    means = (sums.double() / (counts.clamp_min(1).unsqueeze(-1) * _FIXED)).float().view(batch, num_points, 3)
+    means = (sums.double() / (counts.clamp_min(1).unsqueeze(-1) * COLOUR_STEPS)).float().view(batch, num_points, 3)
     new = (counts.view(batch, num_points) > 0) & ~world.seen
     return PaintedWorld(torch.where(new.unsqueeze(-1), means, world.colours), world.seen | new)
 
