@@ -32,7 +32,7 @@ from fastv2v.data.pose import Person, draw_openpose, pose_picture, prepare_dense
 from fastv2v.data.prepare.edges import draw_edges
 from fastv2v.data.prepare.labels import LabelConfig, Segmenter, draw_labels
 from fastv2v.data.prepare.palette import PALETTE_FILE, draw_palette, palette_record
-from fastv2v.data.transforms import apply_geometry
+from fastv2v.data.transforms import apply_geometry, crop_and_flip
 from fastv2v.errors import BundleError, ConfigError, DataError
 from fastv2v.run import write_json
 
@@ -186,9 +186,13 @@ def drive_bodies(
             seen = seen or next(one for one in latest if one is not None)
         planes = []
         if pose.densepose:
-            carried = np.zeros((*size, 3), np.uint8) if seen is None else moved_parts(seen, fitted.person, size)
+            # Carried in the size that is wanted: of a larger map most pixels would be thrown away.
+            ratio = np.array([geometry.resized[1] / size[1], geometry.resized[0] / size[0], 1])
+            scaled = fitted.person._replace(body=fitted.person.body * ratio)
+            carried = np.zeros((*geometry.resized, 3), np.uint8)
+            carried = carried if seen is None else moved_parts(seen, scaled, geometry.resized)
             parts = prepare_densepose(carried, pose, "driving frame")
-            planes.append(apply_geometry(geometry, parts, MODALITIES["densepose"].kind))
+            planes.append(crop_and_flip(geometry, parts, MODALITIES["densepose"].kind))
         if pose.openpose:
             drawn = draw_openpose([fitted.person], size, pose)
             planes.append(apply_geometry(geometry, drawn, MODALITIES["openpose"].kind))

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 from test_driving import a_face, a_person, changed, expressions, placed, turned, walk
-from tiny_bundle import manifest
+from tiny_bundle import manifest, self_test_graph, step_graph
 
+from export.bundle import write_bundle
 from export.driving import (
     DRIVING_FILE,
     ReachLog,
@@ -21,6 +22,7 @@ from export.driving import (
 )
 from fastv2v.commands.driving import DrivingArgs, open_driver
 from fastv2v.commands.stream import StreamArgs
+from fastv2v.commands.stream import main as stream
 from fastv2v.data.conditions import maps_to_float
 from fastv2v.data.driving.body import BodyProfile
 from fastv2v.data.driving.config import DrivingConfig
@@ -34,6 +36,7 @@ from fastv2v.data.prepare.edges import EdgeConfig, draw_edges
 from fastv2v.data.prepare.palette import Palette, PaletteConfig
 from fastv2v.data.transforms import GeometryConfig, draw_geometry
 from fastv2v.errors import BundleError, ConfigError
+from fastv2v.video import VideoWriter, probe_video
 
 SIZE = (240, 240)
 SEQUENCE = DrivingConfig(fit="sequence")
@@ -279,6 +282,29 @@ class TestCommand:
         driver = open_driver(str(people_set), people, made, DrivingArgs(), contextlib.ExitStack(), phase="train")
         driven = list(driver.frames)
         assert len(driven) == 24 and all(one.shown.any() for one in driven)
+
+    def test_a_video_drives_a_bundle(self, tmp_path, capsys):
+        centres = np.array([[15 * i, 0, 0, 0] for i in range(4)], np.float32)
+        palette = Palette(centres, np.repeat(np.arange(4, dtype=np.uint8)[:, None] * 80, 3, axis=1), 1.0)
+        profile = DrivingProfile(
+            kind="palette", size=(32, 48), resized=(16, 24), offset=(0, 0), interpolation="area", prepared=True,
+            palette=(palette, PaletteConfig(classes=4)),
+        )  # fmt: skip
+        files = write_driving(profile, tmp_path / "driving")
+        for name, graph in {"step.onnx": step_graph(), "selftest.onnx": self_test_graph()}.items():
+            files[name] = tmp_path / name
+            files[name].write_bytes(graph)
+        write_bundle(tmp_path / "b.v2v", manifest(), files)
+        with VideoWriter(tmp_path / "other.mp4", 17) as writer:
+            for number in range(6):
+                writer.write(np.full((64, 96, 3), 40 * number, np.uint8))
+        out, preview, report = (tmp_path / name for name in ("out.mp4", "seen.mp4", "reach.json"))
+        words = ["--bundle", tmp_path / "b.v2v", "--drive", tmp_path / "other.mp4", "--out", out, "--causal"]
+        words += ["--engine", "onnxruntime", "--threads", 1, "--driving.preview", preview, "--driving.report", report]
+        assert stream([str(word) for word in words]) == 0
+        assert [probe_video(path).num_frames for path in (out, preview)] == [6, 6]
+        assert json.loads(report.read_text())["frames"] == 0  # nobody is measured in colours
+        assert "6 frames" in capsys.readouterr().out
 
     def test_options_that_belong_together(self, tmp_path):
         given = {"bundle": tmp_path, "out": tmp_path / "x.mp4"}

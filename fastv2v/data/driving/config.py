@@ -28,7 +28,8 @@ class DrivingConfig:
     memory: int = 300
     """Frames that a causal fit remembers."""
     settle: int = 12
-    """Frames by which a causal fit prefers the trained proportions at its start; 0 believes the first frame."""
+    """Frames by which a causal fit of a body prefers one scale for all limbs at its start, since limbs look short until
+    they were seen at their length; 0 believes the first frame."""
 
     def __post_init__(self) -> None:
         if self.fit not in (None, *get_args(Fit)):

@@ -190,11 +190,9 @@ class FaceFit:
         return _Seen(((points - centre[:, None]) / turn[:, None])[0], _described(turn, centre)[0])
 
     def _so_far(self, seen: _Seen) -> tuple[Complex, Array]:
-        """Rest and usual head of the frames up to this one; the first frames count beside the trained face."""
+        """Rest and usual head of the frames up to this one."""
         self._window.append(seen)
-        settle = self._config.settle
-        shapes = np.sum([one.shape for one in self._window], axis=0)
-        rest = (settle * self._trained + shapes) / (settle + len(self._window))
+        rest = np.mean([one.shape for one in self._window], axis=0)
         return rest, np.mean([one.head for one in self._window], axis=0)
 
     def _shape(self, shape: Complex, rest: Complex) -> Complex:
