@@ -9,7 +9,7 @@ from __future__ import annotations
 import json as json_format
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -65,42 +65,92 @@ def joined_sequence(root: Path, config: UnprojectConfig) -> list[Posed]:
     return sorted(frames, key=lambda frame: by_number(frame.stem))
 
 
+class Shown(NamedTuple):
+    """How one frame fits what earlier ones painted; differences are mean grey levels, 8-bit."""
+
+    stem: str
+    """Its name."""
+    first_moved: float
+    """Difference from the first frame, painted on its points."""
+    first_unmoved: float
+    """Difference from the first frame left where it was, over the same pixels."""
+    painted: float
+    """Share of pixels that earlier frames have painted."""
+    by_age: dict[int, tuple[int, float, float]]
+    """Of the pixels painted so many frames before: how many, and the sums of their differences from the painted colour
+    and from the same pixel of the frame that painted it."""
+
+
+AGES: tuple[tuple[int, int], ...] = ((1, 1), (2, 4), (5, 9), (10, 19), (20, 10**9))
+"""Frames since a point was painted, first and last of each row."""
+
+
+def mean_differences(shown: Iterable[Shown], ages: tuple[int, int] = (1, 10**9)) -> tuple[int, float, float]:
+    """Over the pixels that were painted so many frames before, all frames together.
+
+    Args:
+        shown: as from ``played``.
+        ages: first and last number of frames since.
+
+    Returns:
+        Number of pixels; their mean difference from the painted colours, and the same unmoved; NaN for none.
+    """
+    found = [values for frame in shown for age, values in frame.by_age.items() if ages[0] <= age <= ages[1]]
+    count, off, unmoved = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0.0, 0.0)
+    return (count, off / count, unmoved / count) if count else (0, float("nan"), float("nan"))
+
+
 def picture(path: Path) -> NDArray[np.float32]:
     """A frame as the painter takes it, (3, H, W) in [-1, 1]."""
     return (read_image(path).astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)
 
 
+def grey(frame: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Grey levels (H, W) of a frame (3, H, W) in [-1, 1]; differences of two are 8-bit levels."""
+    weights = np.array((0.299, 0.587, 0.114), np.float32)
+    return np.asarray(np.tensordot(weights, frame, 1) * 127.5, np.float32)
+
+
 def difference(a: NDArray[np.float32], b: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
     """Mean grey-level difference of two frames where a mask says so, 8-bit levels."""
-    if not mask.any():
-        return float("nan")
-    grey = np.array((0.299, 0.587, 0.114), np.float32)
-    return float(np.abs(np.tensordot(grey, a - b, 1))[mask].mean() * 127.5)
+    return float(np.abs(grey(a) - grey(b))[mask].mean()) if mask.any() else float("nan")
 
 
-def played(frames: list[Posed], config: UnprojectConfig) -> Iterator[tuple[str, float, float, float, float]]:
-    """Play the sequence with its real frames.
-
-    Yields:
-        Of each frame but the first: its name; the difference from the first frame, painted on its points and left where
-        it was, over the same pixels; the share of pixels that earlier frames have painted; the difference from these.
-    """
+def played(frames: list[Posed], config: UnprojectConfig) -> Iterator[Shown]:
+    """Play the sequence with its real frames; every frame but the first is compared with what was painted."""
     points = PointRegister(config.registration)
     first_ids = points.add(frames[0].depth)
     first = picture(frames[0].path)
     world = only_first = paint(empty_world(), first, first_ids)
-    for frame in frames[1:]:
+    greys = [grey(first)]
+    painter = np.zeros(len(world.seen), np.int64)  # which frame gave each point its colour
+    for number, frame in enumerate(frames[1:], 1):
         ids, now = points.add(frame.depth), picture(frame.path)
         moved, guidance = render(only_first, ids), render(world, ids)
         seen, painted = moved[3] > 0, guidance[3] > 0
-        yield (
+        greys.append(grey(now))
+        places = np.flatnonzero(painted)
+        by = painter[ids.ravel()[places]]
+        here = greys[-1].ravel()[places]
+        off = np.abs(grey(guidance[:3]).ravel()[places] - here)
+        unmoved = np.empty_like(off)
+        for source in np.unique(by):
+            unmoved[by == source] = np.abs(greys[source].ravel()[places] - here)[by == source]
+        by_age = {
+            number - int(source): (int(which.sum()), float(off[which].sum()), float(unmoved[which].sum()))
+            for source in np.unique(by)
+            for which in [by == source]
+        }
+        yield Shown(
             frame.stem,
             difference(moved[:3], now, seen),
             difference(first, now, seen),
             float(painted.mean()),
-            difference(guidance[:3], now, painted),
+            by_age,
         )
         world = paint(world, now, ids)
+        # Points are numbered by first appearance, so that what is new has the highest ids.
+        painter = np.concatenate([painter, np.full(len(world.seen) - len(painter), number)])
 
 
 def alignment(found: Mapping[str, Float], given: Mapping[str, Float]) -> tuple[float, float, float]:
@@ -135,31 +185,56 @@ def alignment(found: Mapping[str, Float], given: Mapping[str, Float]) -> tuple[f
 def warp_rows(frames: list[Posed], config: UnprojectConfig, revisit_from: int) -> list[Row]:
     """Painted colours in later frames, and how much of the frames that see the start again is painted."""
     found = list(played(frames, config))
-    number = {stem: int("".join(filter(str.isdigit, stem)) or 0) for stem, *_ in found}
+    number = {row.stem: int("".join(filter(str.isdigit, row.stem)) or 0) for row in found}
     start = int("".join(filter(str.isdigit, frames[0].stem)) or 0)
-    near = [row for row in found if 8 <= number[row[0]] - start <= 12] or found[:1]
-    warped, unmoved = (float(np.mean([row[k] for row in near])) for k in (1, 2))
+    near = [row for row in found if 8 <= number[row.stem] - start <= 12] or found[:1]
+    warped = float(np.mean([row.first_moved for row in near]))
+    unmoved = float(np.mean([row.first_unmoved for row in near]))
     rows: list[Row] = [
         {
             "name": "first frame into the ones about 10 later, grey levels",
-            "frames": ", ".join(row[0] for row in near),
+            "frames": ", ".join(row.stem for row in near),
             "value": warped,
             "beside": f"{unmoved:.1f} left where it was",
             "wanted": f"{README_UNMOVED / README_WARPED:.2f} times less",
             "met": unmoved >= warped * README_UNMOVED / README_WARPED,
         }
     ]
-    late = [row for row in found if number[row[0]] >= revisit_from]
+    late = [row for row in found if number[row.stem] >= revisit_from]
     parts = {"all frames, painted": found, f"frames from {revisit_from} on, painted": late}
     for name, part in parts.items():
         if part:
-            shares = [row[3] for row in part]
-            off = np.nanmean([row[4] for row in part])
+            shares = [row.painted for row in part]
+            _, off, left = mean_differences(part)
             row: dict[str, Scalar] = {"name": name, "frames": f"{len(part)}", "value": float(np.mean(shares))}
-            row |= {"beside": f"{min(shares):.2f} at least, colours off by {off:.1f}"}
+            row |= {"beside": f"{min(shares):.2f} at least; {off:.1f} grey levels off, {left:.1f} unmoved"}
             rows.append(row | ({"wanted": "0.5 in each", "met": min(shares) >= 0.5} if part is late else {}))
+    total = mean_differences(found)[0]
+    for first, last in AGES:
+        count, off, left = mean_differences(found, (first, last))
+        if count:
+            age = f"{first}" if first == last else f"{first} to {last}" if last < 10**9 else f"{first} or more"
+            row = {"name": f"painted {age} frames before, grey levels off", "frames": f"{len(found)}", "value": off}
+            rows.append(row | {"beside": f"{left:.1f} unmoved, {count / total:.0%} of these pixels"})
     if not late:
         logging.getLogger(__name__).warning("there is no frame from %d on: nothing sees the start again", revisit_from)
+    return rows
+
+
+def variant_rows(data: Path, config: UnprojectConfig) -> list[Row]:
+    """How far painted colours are off with other settings: every pixel a point of its own, and another camera."""
+    own = replace(config, registration=replace(config.registration, share_ids=not config.registration.share_ids))
+    variants = {"every pixel without a point makes a new one (share_ids off), grey levels off": own}
+    if config.colour_focal is not None:
+        variants["without colour_focal, grey levels off"] = replace(
+            config, colour_focal=None, colour_shift=(0.0, 0.0, 0.0)
+        )
+    rows: list[Row] = []
+    for name, variant in variants.items():
+        found = list(played(joined_sequence(data, variant), variant))
+        _, off, left = mean_differences(found)
+        row: dict[str, Scalar] = {"name": name, "frames": f"{len(found)}", "value": off}
+        rows.append(row | {"beside": f"{left:.1f} unmoved, {np.mean([shown.painted for shown in found]):.0%} painted"})
     return rows
 
 
@@ -199,6 +274,7 @@ def main(
     colour_focal: float | None = None,
     colour_shift: tuple[float, float, float] = (0.0, 0.0, 0.0),
     revisit_from: int = 160,
+    variants: bool = True,
     sfm: bool = True,
     threads: int = 2,
     json: Path | None = None,
@@ -210,6 +286,8 @@ def main(
         colour_focal: focal length of the colour camera, where it is not the depth sensor's.
         colour_shift: where the colour camera is seen from the depth sensor, metres.
         revisit_from: number of the first frame that sees the start again.
+        variants: also play the sequence with every pixel a point of its own and, where ``colour_focal`` is given,
+            without it.
         sfm: also find the poses from plain frames (extra ``world``; minutes).
         threads: of structure from motion.
         json: result file to write.
@@ -217,6 +295,8 @@ def main(
     config = UnprojectConfig(source="depth", colour_focal=colour_focal, colour_shift=colour_shift)
     frames = joined_sequence(data, config)
     rows = warp_rows(frames, config, revisit_from)
+    if variants:
+        rows += variant_rows(data, config)
     if sfm:
         rows += pose_rows(frames, replace(config.sfm, num_threads=threads))
     result = BenchmarkResult(

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks import reading
-from benchmarks.unprojection import alignment
+from benchmarks.unprojection import Posed, alignment, mean_differences, played, warp_rows
 from fastv2v.cli import main
+from fastv2v.data.cameras import Camera
 from fastv2v.data.packed import data_path
+from fastv2v.data.registration import PosedDepth
+from fastv2v.data.unproject import UnprojectConfig
 from fastv2v.data.unprojection import read_unprojection, write_unprojection
 from fastv2v.data.world import WorldConfig, write_world
 from fastv2v.errors import ConfigError, DataError
@@ -142,6 +145,31 @@ class TestBenchmark:
         rows = reading.reading_rows(roots, (0,), num_clips=2, clip_frames=2, size=SIZE, repeats=1)
         assert [row["name"] for row in rows] == ["folders", "paired"]
         assert all(row["median"] > 0 for row in rows)
+        assert "met" not in rows[0] and isinstance(rows[1]["met"], bool)
+
+    @pytest.mark.parametrize(("rate", "spread", "met"), [(101, 0, True), (95, 0, True), (94, 0, False), (85, 15, True)])
+    def test_a_database_must_be_as_fast_as_folders_but_for_the_spread(self, rate, spread, met):
+        folders = {"name": "folders", "workers": 2, "median": 100.0, "spread": 5.0}
+        other = {"name": "folders", "workers": 0, "median": 900.0, "spread": 0.0}
+        packed = {"name": "packed", "workers": 2, "median": rate, "spread": spread}
+        assert reading.keeps_up(packed, [other, folders, packed])["met"] is met
+        assert reading.keeps_up(folders, [folders]) == {}
+
+    def test_colours_are_told_by_the_age_of_their_painting(self, tmp_path):
+        """A flat wall seen by a camera at rest: every pixel was painted in the first frame; the light rises by 10."""
+        camera = Camera(np.array([[20.0, 0, 7.5], [0, 20.0, 3.5], [0, 0, 1]]))
+        frames = []
+        for number in range(3):
+            path = tmp_path / f"{number}.png"
+            cv2.imwrite(str(path), np.full((8, 16, 3), 100 + 10 * number, np.uint8))
+            frames.append(Posed(str(number), path, PosedDepth(np.ones((8, 16)), camera, np.eye(4))))
+        shown = list(played(frames, UnprojectConfig(source="depth")))
+        assert [list(row.by_age) for row in shown] == [[1], [2]]
+        assert [row.painted for row in shown] == [1, 1]
+        assert mean_differences(shown, (2, 4)) == (128, pytest.approx(20, abs=0.01), pytest.approx(20, abs=0.01))
+        assert mean_differences(shown)[:2] == (256, pytest.approx(15, abs=0.01))
+        names = [row["name"] for row in warp_rows(frames, UnprojectConfig(source="depth"), revisit_from=2)]
+        assert "painted 1 frames before, grey levels off" in names and "frames from 2 on, painted" in names
 
     def test_nonsense_is_refused(self):
         with pytest.raises(ConfigError):
