@@ -106,7 +106,7 @@ def reading_rows(
                     "mb": round(held, 1),
                 }
             )
-    return [row | keeps_up(row, rows) for row in rows]
+    return [{**row, **keeps_up(row, rows)} for row in rows]
 
 
 def keeps_up(row: Row, rows: Sequence[Row]) -> Row:
