@@ -86,6 +86,8 @@ function options(select, pairs) {
 }
 
 function settle(message) {
+  const { source } = state.settings;
+  const hasEnded = message.source === "page" && source === state.source && source !== "page";
   state.settings = message;
   $("engine").value = message.engine;
   $("gap").value = message.gap;
@@ -95,7 +97,10 @@ function settle(message) {
   $("undo").disabled = !message.strokes;
   const waits = message.causal ? "frames come at once" : `a frame waits for up to ${message.waits} later ones`;
   $("running").textContent = `Running on ${message.running}; ${waits}.`;
-  if (message.source === "page" && state.source !== "page") pressed(null);
+  if (hasEnded) {
+    state.source = "page";
+    pressed(null);
+  }
 }
 
 function count(stats) {
@@ -314,7 +319,9 @@ function figures() {
 }
 
 function plot(sorted) {
-  const canvas = $("plot"), context = canvas.getContext("2d"), { width, height } = canvas;
+  const canvas = $("plot"), context = canvas.getContext("2d");
+  if (canvas.width !== canvas.clientWidth) canvas.width = canvas.clientWidth;
+  const { width, height } = canvas;
   context.clearRect(0, 0, width, height);
   if (!sorted.length) return;
   const top = Math.max(20, 1.1 * sorted[Math.floor(0.98 * (sorted.length - 1))]);
