@@ -171,7 +171,9 @@ function startPictures(name) {
   state.source = "page";
   pressed(name);
   send("source", { name: "page" });
-  state.video.play().catch((error) => say(`The video cannot be played: ${error.message}.`));
+  state.video.play().catch((error) => {
+    if (error.name !== "AbortError") say(`The video cannot be played: ${error.message}.`); // else another source came
+  });
   state.capturing = true;
   capture(++state.generation);
 }
