@@ -283,8 +283,9 @@ class BodyFit:
     def _height(self, body: Array, driver: Proportions, vectors: Array, scale: float, otherwise: float) -> float:
         """Height of the neck, so that the line keeps its distance from where it lies in training."""
         trained = self._profile.proportions
-        line = self._line or next(line for line in get_args(Line) if line in trained.lines and line in driver.lines)
-        self._line = line
+        if self._line is None:
+            self._line = next(line for line in get_args(Line) if line in trained.lines and line in driver.lines)
+        line: Line = self._line
         own, drop = _line_height(body, line), _line_height(_rooted(vectors), line)
         if own is None or drop is None or line not in driver.lines:
             return otherwise + self._shift  # as far from the neck's own path as in the frame before
