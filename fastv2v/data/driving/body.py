@@ -40,6 +40,7 @@ _OF_GROUP: Final = {group: [i for i, limb in enumerate(TREE) if limb[2] == group
 _SCALE_GROUPS: Final = ("trunk", "shoulder", "upper arm", "neck", "thigh", "shin", "hip")
 _HANDS: Final = (("left_hand", 7), ("right_hand", 4))
 _LINES: Final[Mapping[Line, tuple[int, ...]]] = {"ankles": (11, 14), "hips": (8,), "neck": (1,)}
+_ORDER: Final[tuple[Line, ...]] = get_args(Line)
 _SEEN: Final = 0.01
 _MOSTLY: Final = 0.8
 _EVER: Final = 0.05
@@ -283,9 +284,9 @@ class BodyFit:
     def _height(self, body: Array, driver: Proportions, vectors: Array, scale: float, otherwise: float) -> float:
         """Height of the neck, so that the line keeps its distance from where it lies in training."""
         trained = self._profile.proportions
-        if self._line is None:
-            self._line = next(line for line in get_args(Line) if line in trained.lines and line in driver.lines)
-        line: Line = self._line
+        shared = (one for one in _ORDER if one in trained.lines and one in driver.lines)
+        line = self._line or next(shared)
+        self._line = line
         own, drop = _line_height(body, line), _line_height(_rooted(vectors), line)
         if own is None or drop is None or line not in driver.lines:
             return otherwise + self._shift  # as far from the neck's own path as in the frame before
