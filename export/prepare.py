@@ -39,7 +39,7 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCES: Final[Mapping[Precision, Tolerance]] = {
-    "f32": Tolerance(100.0, 60.0),
+    "f32": Tolerance(90.0, 60.0),
     "f16": Tolerance(50.0, 40.0),
     "bf16": Tolerance(35.0, 35.0),
     "int8": Tolerance(25.0, 35.0),

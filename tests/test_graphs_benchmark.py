@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from benchmarks import graphs
-from benchmarks.graphs import FORMS, failures, graph_rows, main, make_case, settle_norms, teacher_row
+from benchmarks.graphs import (
+    FORMS,
+    failures,
+    graph_rows,
+    least_psnr_db,
+    main,
+    make_case,
+    settle_norms,
+    teacher_row,
+)
 from benchmarks.realtime import make_drive
 from export.prepare import Tolerance
 from fastv2v.errors import ConfigError, ParityError
@@ -61,6 +70,12 @@ def test_what_falls_short_is_told():
     assert failures([good | {"psnr_db": None}]) == ["tiny in f16 with the warp by gather reaches None dB of 60.0"]
     faulty = failures([good | {"faults": 1, "reason": "Resize 'r': antialiasing is not taken"}])
     assert faulty == ["tiny in f16 with the warp by gather: Resize 'r': antialiasing is not taken"]
+
+
+def test_what_amplifies_rounding_is_held_to_what_it_reaches_in_f32():
+    assert least_psnr_db("f32", 70.0) == 90.0
+    assert least_psnr_db("f16", 130.0) == least_psnr_db("f16", None) == 50.0
+    assert least_psnr_db("f16", 95.0) == 30.0
 
 
 def test_norms_see_the_drive(drive):
