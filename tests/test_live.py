@@ -276,8 +276,10 @@ class TestPictures:
     def test_clips_suit_their_bundles(self):
         face = ConditionSpec(kind="maps", encoder="face", map_channels=15, face=FaceConfig(background="none"))
         for spec, size in ((SPEC, SIZE), (ConditionSpec(kind="maps", map_channels=3), SIZE), (face, (32, 32))):
-            clip = builtin_clip(manifest(condition=spec, size=size))
+            kept = builtin_clip(manifest(condition=spec, size=size))
+            clip = list(kept)
             assert len(clip) == 48
+            assert all(a is b for a, b in zip(kept, clip, strict=True))
             first = clip[0].labels if spec.kind == "labels" else clip[0].maps
             assert first.shape[-2:] == size
             assert len(np.unique(first)) > 1

@@ -5,6 +5,8 @@ Nothing here waits for later pictures: what ``fastv2v prepare`` works out over a
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -288,7 +290,30 @@ def _bytes(planes: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.moveaxis(np.rint(np.clip(planes, 0, 255)).astype(np.uint8), 0, -1))
 
 
-def builtin_clip(manifest: Manifest) -> list[ConditionMap]:
+class Kept:
+    """A clip that is made while it is first watched, and remembered; any number of threads may watch it.
+
+    Args:
+        conditions: makes it.
+    """
+
+    def __init__(self, conditions: Iterable[ConditionMap]) -> None:
+        self._rest, self._lock = iter(conditions), threading.Lock()
+        self._made: list[ConditionMap] = []
+
+    def __iter__(self) -> Iterator[ConditionMap]:
+        """The clip from its beginning."""
+        for position in itertools.count():
+            with self._lock:
+                if position == len(self._made):
+                    following = next(self._rest, None)
+                    if following is None:
+                        return
+                    self._made.append(following)
+            yield self._made[position]
+
+
+def builtin_clip(manifest: Manifest) -> Kept:
     """A clip that needs nothing else: the procedural street, a drawn face, or shapes that pass by.
 
     Args:
@@ -298,22 +323,22 @@ def builtin_clip(manifest: Manifest) -> list[ConditionMap]:
         ConfigError: if there is none for its condition.
     """
     spec, size = manifest.condition, manifest.size
+    times = range(_CLIP_FRAMES)
     if spec.kind == "labels":
         is_street = tuple(spec.class_names) == tuple(CLASS_NAMES) and not any(side % 4 or side < 32 for side in size)
-        return _street(size, manifest.fps) if is_street else [_shapes(spec, size, t) for t in range(_CLIP_FRAMES)]
+        return Kept(_street(size, manifest.fps) if is_street else (_shapes(spec, size, t) for t in times))
     if spec.face is not None and spec.face.background == "none":
-        return [_drawn_face(spec, size, t) for t in range(_CLIP_FRAMES)]
+        return Kept(_drawn_face(spec, size, t) for t in times)
     if spec.encoder == "rgb" or (spec.encoder == "maps" and spec.given_channels == 1):
-        pictures = [_shapes(ConditionSpec(class_names=("0", "1", "2")), size, t).labels for t in range(_CLIP_FRAMES)]
-        config = EdgeConfig(hold=False)
-        coloured = [colourise(ids, bit_palette(3)) for ids in pictures if ids is not None]
-        return [_edge_maps(spec, edges) for edges in draw_edges(coloured, config)]
+        made = (_shapes(ConditionSpec(class_names=("0", "1", "2")), size, t).labels for t in times)
+        coloured = (colourise(ids, bit_palette(3)) for ids in made if ids is not None)
+        return Kept(_edge_maps(spec, edges) for edges in draw_edges(coloured, EdgeConfig(hold=False)))
     raise ConfigError(f"there is no built-in clip of {spec.describe()}; give a data set (--data)")
 
 
-def _street(size: Size, fps: float) -> list[ConditionMap]:
+def _street(size: Size, fps: float) -> Iterator[ConditionMap]:
     config = WorldConfig(size=size, num_frames=_CLIP_FRAMES, fps=min(240.0, max(1.0, fps)), camera="return")
-    return [ConditionMap(labels=made.labels, instances=made.instances) for made in render_clip(config, 0)]
+    return (ConditionMap(labels=made.labels, instances=made.instances) for made in render_clip(config, 0))
 
 
 def _shapes(spec: ConditionSpec, size: Size, t: int) -> ConditionMap:
