@@ -284,8 +284,8 @@ class BodyFit:
     def _height(self, body: Array, driver: Proportions, vectors: Array, scale: float, otherwise: float) -> float:
         """Height of the neck, so that the line keeps its distance from where it lies in training."""
         trained = self._profile.proportions
-        shared = (one for one in _ORDER if one in trained.lines and one in driver.lines)
-        line = self._line or next(shared)
+        shared = [one for one in _ORDER if one in trained.lines and one in driver.lines]
+        line = self._line or shared[0]
         self._line = line
         own, drop = _line_height(body, line), _line_height(_rooted(vectors), line)
         if own is None or drop is None or line not in driver.lines:
