@@ -229,7 +229,7 @@ def export_network(network: nn.Module, path: Path, shape: tuple[int, ...], names
         MissingExtraError: if onnx or onnxscript is not installed.
     """
     example = {names[0]: torch.zeros(shape)}
-    proto = _trace(deployable(network), example, names[1:], OPSET, type(network).__name__)
+    proto = _trace(deployable(network), example, names[1:], OPSET, type(network).__name__, in_order=True)
     _check_graph(proto, OPSET, (shape[-2], shape[-1]))
     save_graph(proto, Path(path))
     nodes = dict(Counter(node.op_type for node in proto.graph.node).most_common())
@@ -322,8 +322,19 @@ def _compact_example(plain: dict[str, Tensor], scale: int, further: Mapping[str,
     return example | {name: torch.zeros(1, count, *size) for name, count in further.items()}
 
 
-def _trace(graph: nn.Module, example: dict[str, Tensor], names: tuple[str, ...], opset: int, what: str) -> ModelProto:
-    """Run the exporter on ``what`` and strip what only its authors need."""
+def _trace(
+    graph: nn.Module,
+    example: dict[str, Tensor],
+    names: tuple[str, ...],
+    opset: int,
+    what: str,
+    *,
+    in_order: bool = False,
+) -> ModelProto:
+    """Run the exporter on ``what`` and strip what only its authors need.
+
+    Inputs are handed over by their names in the graph, or ``in_order`` where the module calls them otherwise.
+    """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -334,8 +345,8 @@ def _trace(graph: nn.Module, example: dict[str, Tensor], names: tuple[str, ...],
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 graph.eval(),
-                (),
-                kwargs=example,
+                tuple(example.values()) if in_order else (),
+                kwargs=None if in_order else example,
                 dynamo=True,
                 opset_version=opset,
                 optimize=True,

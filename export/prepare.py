@@ -43,7 +43,7 @@ TOLERANCES: Final[Mapping[Precision, Tolerance]] = {
     "f16": Tolerance(50.0, 40.0),
     "bf16": Tolerance(35.0, 35.0),
     "int8": Tolerance(25.0, 35.0),
-    "fp8": Tolerance(25.0, 30.0),
+    "fp8": Tolerance(20.0, 30.0),
 }
 
 

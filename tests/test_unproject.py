@@ -205,6 +205,7 @@ class TestMotion:
             yield from (PosedDepth(np.ones((64, 128)), camera, np.eye(4)) for _ in frames)
 
         monkeypatch.setattr(unproject, "reconstruct", reconstructed)
+        monkeypatch.setattr(unproject, "_versions", lambda source: {})  # pycolmap need not be here
         config = UnprojectConfig(source="sfm")
         with caplog.at_level(logging.WARNING):
             failed, done = unproject_folder(world, config)

@@ -217,10 +217,9 @@ def test_a_tensorrt_step_keeps_conditions_without_guidance(exported, tmp_path, m
     world = World()
     monkeypatch.setitem(sys.modules, "tensorrt", make(11, world))
     _, encoded, points = video(5)
-    record = build_engine(
-        folder, ParityClip(encoded.numpy(), "video"), TensorRTConfig(precision="f32"), runner=FakeRunner(world)
-    )
-    assert record.parity_psnr_db is None
+    clip = ParityClip(encoded.numpy(), "video", tuple(level.numpy() for level in points))
+    record = build_engine(folder, clip, TensorRTConfig(precision="f32"), runner=FakeRunner(world))
+    assert record.parity_psnr_db is None or record.parity_psnr_db > 100, "the fake computes in float32"
     step = TensorRTStep(folder, runner=FakeRunner(world))
     given = [from_encoded(step.form, x) for x in encoded.numpy()]
     beside = ArrayHistory(given[0].past, 2, scale=step.form.scale)
