@@ -43,7 +43,7 @@ from benchmarks.fps import StepSpeed, measure_step, measure_stream
 from benchmarks.results import BenchmarkResult, format_table, result_path, write_result
 from export.build import BundleDetails, build_bundle
 from export.bundle import Cost, Manifest, Parity
-from export.device_step import DeviceInputs, DeviceStep, TensorCondition, encode_on_device
+from export.device_step import DeviceInputs, DeviceStep, TensorCondition, current_gpu, encode_on_device
 from export.device_stream import DeviceStream
 from export.engines import Candidate, engine_precisions, open_device_step, open_tested_engine
 from export.inputs import PLAIN, ConditionForm, StepCondition, from_encoded
@@ -140,7 +140,7 @@ class Settings:
     def torch_device(self) -> torch.device:
         """The same for torch, with its number."""
         device = torch.device(self.device)
-        return torch.device("cuda", torch.cuda.current_device()) if self.device == "cuda" else device
+        return current_gpu() if self.device == "cuda" else device
 
 
 SPEC: Final = ConditionSpec(class_names=preset_classes("cityscapes").names, use_instances=True)

@@ -278,6 +278,11 @@ def encode_on_device(
     return TensorCondition(inputs, past)
 
 
+def current_gpu() -> torch.device:
+    """The CUDA device that torch works on now, with its number; there must be one."""
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def record_graph(
     work: Callable[[], None], stream: torch.cuda.Stream, pool: tuple[int, int] | None = None
 ) -> torch.cuda.CUDAGraph:

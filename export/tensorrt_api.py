@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
 
-from export.device_step import record_graph
+from export.device_step import current_gpu, record_graph
 from export.engines import TENSORRT_INSTALL
 from export.tensorrt_store import Gpu, Site, version_numbers
 from fastv2v.errors import BundleError, ConfigError, MachineError, MissingExtraError
@@ -77,7 +77,7 @@ class CudaRunner:
             )
         if device is not None and device.type != "cuda":
             raise ConfigError(f"TensorRT runs on NVIDIA GPUs and not on device {str(device)!r}")
-        self.device = device if device is not None else torch.device("cuda", torch.cuda.current_device())
+        self.device = device if device is not None else current_gpu()
         self._stream = torch.cuda.Stream(self.device)
 
     @property

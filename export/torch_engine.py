@@ -27,7 +27,15 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from export.bundle import MANIFEST, TORCH_ARCHITECTURE, TORCH_WEIGHTS, load_manifest
-from export.device_step import DeviceHistory, DeviceInputs, Recorder, TensorCondition, check_device_warp, upload_to
+from export.device_step import (
+    DeviceHistory,
+    DeviceInputs,
+    Recorder,
+    TensorCondition,
+    check_device_warp,
+    current_gpu,
+    upload_to,
+)
 from export.engines import Array, this_machine
 from export.inputs import ConditionForm, StepCondition, average, form_of, from_encoded
 from export.onnx_graph import step_module
@@ -71,7 +79,7 @@ class Replay:
 def usable_device() -> torch.device:
     """The GPU that torch can use here, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+        return current_gpu()
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
