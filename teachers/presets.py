@@ -17,7 +17,8 @@ from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.features import FeatureConfig
 from fastv2v.nn.generators import ImageConfig
 from fastv2v.nn.single_image import SingleImageConfig
-from fastv2v.nn.spade import ModulationConfig, SpadeConfig, SpadeImageConfig
+from fastv2v.nn.spade import ModulationConfig, SpadeConfig
+from fastv2v.nn.spade_image import SpadeImageConfig
 from fastv2v.optim import OptimConfig
 from fastv2v.recipe import UNSET_ROOT, DataRecipe, HelperRecipe
 from fastv2v.train import TrainConfig

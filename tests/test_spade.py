@@ -39,11 +39,10 @@ from fastv2v.nn.spade import (
     PartialModulation,
     SpadeConfig,
     SpadeGenerator,
-    SpadeImageConfig,
-    SpadeImageGenerator,
     guidance_at,
     partial_conv,
 )
+from fastv2v.nn.spade_image import SpadeImageConfig, SpadeImageGenerator
 from fastv2v.nn.spectral import SpectralNorm, spectral_norm
 from fastv2v.ops.flow import DISFlow
 from fastv2v.ops.painter import empty_world, paint, render_levels

@@ -7,7 +7,8 @@ from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
 from fastv2v.nn.single_image import SingleImageConfig, SingleImageGenerator
 from fastv2v.nn.slim import SlimConfig, SlimGenerator
-from fastv2v.nn.spade import SpadeConfig, SpadeGenerator, SpadeImageConfig, SpadeImageGenerator
+from fastv2v.nn.spade import SpadeConfig, SpadeGenerator
+from fastv2v.nn.spade_image import SpadeImageConfig, SpadeImageGenerator
 
 VideoGenerator = CompositeGenerator | CoarseToFineGenerator | SlimGenerator | SpadeGenerator
 """A generator of videos: of one scale or of several, made for a budget, or of SPADE blocks."""

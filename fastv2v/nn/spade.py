@@ -1,4 +1,4 @@
-"""SPADE vid2vid: generators whose normalisations are modulated by labels, by the warped past and by the painted world.
+"""SPADE vid2vid: a generator whose normalisations are modulated by labels, the warped past and the painted world.
 
 Widths double from scale to scale; scale i has 1/2^i of the frame's height and width.
 """
@@ -125,7 +125,7 @@ class Hint(NamedTuple):
 
 
 class NormedConv2d(nn.Conv2d):
-    """A convolution that keeps the size (divided by its stride); ``_finish`` normalises its weight spectrally."""
+    """A convolution that keeps the size (divided by its stride); ``init_normed`` normalises its weight spectrally."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 3, *, stride: int = 1) -> None:
         super().__init__(c_in, c_out, kernel, stride=stride, padding=kernel // 2)
@@ -140,8 +140,8 @@ class Modulation(nn.Module):
 
     def __init__(self, c_in: int, channels: int, config: ModulationConfig) -> None:
         super().__init__()
-        self.first = _conv(c_in, config.hidden, config.kernel) if config.hidden else None
-        self.last = _conv(config.hidden or c_in, 2 * channels, config.kernel)
+        self.first = plain_conv(c_in, config.hidden, config.kernel) if config.hidden else None
+        self.last = plain_conv(config.hidden or c_in, 2 * channels, config.kernel)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, h, w) to gamma and beta, each (B, C, h, w)."""
@@ -183,7 +183,7 @@ def partial_conv(conv: nn.Conv2d, x: Tensor, mask: Tensor) -> tuple[Tensor, Tens
         The result, 0 where nothing is known under the kernel, and where something is, (B, 1, h, w).
     """
     area = conv.kernel_size[0] * conv.kernel_size[1]
-    assert conv.bias is not None and not isinstance(conv.padding, str)  # as built by _conv
+    assert conv.bias is not None and not isinstance(conv.padding, str)  # as built by plain_conv
     with torch.no_grad():
         window = mask.new_ones(1, 1, *conv.kernel_size)
         counted = F.conv2d(mask, window, padding=conv.padding).float()
@@ -301,7 +301,7 @@ class Embedding(nn.Module):
         made = [seen[-1]]  # coarsest first
         for i in reversed(range(len(self.up))):
             given = made[-1] if len(made) == 1 or not self._skips else torch.cat([made[-1], seen[i + 1]], dim=1)
-            made.append(F.leaky_relu(self.up[i](_double(given)), SLOPE))
+            made.append(F.leaky_relu(self.up[i](doubled(given)), SLOPE))
         return made[::-1]
 
     def _enter(self, x: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ class FlowNetwork(nn.Module):
         self.frames = encoder(3 * past)
         self.blocks = nn.ModuleList(_flow_branch(widths[-1]) for _ in range(config.flow_blocks))
         self.up = nn.ModuleList(_flow_layer(widths[i + 1], widths[i]) for i in range(config.flow_downsamples))
-        self.head = _conv(widths[0], 3, 3)
+        self.head = plain_conv(widths[0], 3, 3)
 
     def forward(self, labels: Tensor, frames: Tensor, valid: Tensor) -> Tensor:
         """Outputs of the head, (B, 3, H, W): flow x, flow y, occlusion before its sigmoid.
@@ -348,7 +348,7 @@ class FlowNetwork(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         for layer in reversed(self.up):
-            x = layer(_double(x))
+            x = layer(doubled(x))
         return self.head(x)
 
 
@@ -405,7 +405,7 @@ class SpadeGenerator(nn.Module):
             return SpadeBlock(c_in, c_out, sources(scale, combined=False))
 
         partial = ("guidance",) if config.partial_guidance else ()
-        self.frame_entry = _conv(3, widths[0], 3)
+        self.frame_entry = plain_conv(3, widths[0], 3)
         self.down = nn.ModuleList(of_label(i, widths[i], widths[i + 1]) for i in range(depth + 1))
         self.middle = nn.ModuleList(of_label(depth + 1, bottom, bottom) for _ in range(config.bottleneck_blocks))
         self.up = nn.ModuleList(
@@ -413,10 +413,10 @@ class SpadeGenerator(nn.Module):
             for i in range(depth + 1)
         )
         if config.scratch_blocks:
-            self.scratch_entry = _conv(labels, bottom, 3)
+            self.scratch_entry = plain_conv(labels, bottom, 3)
             self.scratch = nn.ModuleList(of_label(depth + 1, bottom, bottom) for _ in range(config.scratch_blocks))
-        self.image_head = _conv(widths[0], 3, 3)
-        _finish(self, spectral=config.spectral)
+        self.image_head = plain_conv(widths[0], 3, 3)
+        init_normed(self, spectral=config.spectral)
         with torch.no_grad():
             # Begin close to standing still: random motion of many pixels would have to be unlearnt first.
             self.flow_network.head.weight.mul_(0.1)
@@ -506,15 +506,15 @@ class SpadeGenerator(nn.Module):
             x = x + self._from_scratch(label, current[-1], x.shape[-2:]) * (1 - valid)
         half = self.config.bottleneck_blocks // 2
         for i, block in enumerate(self.middle):
-            x = block(x, {"label": Hint(_nearest((previous if i < half else current)[-1], x.shape[-2:]))})
+            x = block(x, {"label": Hint(resized((previous if i < half else current)[-1], x.shape[-2:]))})
         return x
 
     def _from_scratch(self, label: Tensor, embedded: Tensor, size: torch.Size) -> Tensor:
         """The bottleneck of a first frame, from its label."""
         count = self.config.scratch_blocks
-        x = self.scratch_entry(_nearest(label, (size[0] >> count, size[1] >> count)))
+        x = self.scratch_entry(resized(label, (size[0] >> count, size[1] >> count)))
         for block in self.scratch:
-            x = _double(block(x, {"label": Hint(_nearest(embedded, x.shape[-2:]))}))
+            x = doubled(block(x, {"label": Hint(resized(embedded, x.shape[-2:]))}))
         return x
 
     def _finest_hints(
@@ -536,7 +536,7 @@ class SpadeGenerator(nn.Module):
         for i in reversed(range(len(self.up))):
             hints = {"label": Hint(current[i]), **(finest[i] if i < len(finest) else {})}
             x = self.up[i](x, hints)
-            x = _double(x) if i else x
+            x = doubled(x) if i else x
         return torch.tanh(self.image_head(F.leaky_relu(x, SLOPE)).float())
 
     def _check(self, condition: Tensor, history: History) -> None:
@@ -563,142 +563,7 @@ def guidance_at(channels: Tensor, scale: int) -> Tensor:
     return own[..., :: 2**scale, :: 2**scale]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpadeImageConfig:
-    """Size and shape of a SPADE generator of single images. The defaults are the published ones for 1024x512."""
-
-    finest_width: int = 128
-    """Channels of the finest block; each coarser one has twice as many."""
-    max_width: int = 2048
-    """No layer has more channels than this."""
-    doublings: int = 5
-    """How often the size is doubled from where the picture begins (published: 16x32) to the frame's."""
-    label: ModulationConfig = field(default_factory=lambda: ModulationConfig(hidden=128, kernel=5))
-    """How labels modulate."""
-    norm: NormKind = "batch"
-    """The normalisation below the modulation."""
-    spectral: bool = True
-    """Whether the weights of the main convolutions are normalised by their largest singular value."""
-
-    def __post_init__(self) -> None:
-        if self.finest_width < 1 or self.doublings < 2:
-            raise ConfigError(
-                f"finest_width must be at least 1 and doublings at least 2, got {self.finest_width} and "
-                f"{self.doublings}"
-            )
-        if self.max_width < self.finest_width:
-            raise ConfigError(f"max_width ({self.max_width}) must not be below finest_width ({self.finest_width})")
-        if self.norm not in get_args(NormKind):
-            raise ConfigError(f"norm is one of {', '.join(get_args(NormKind))}, got {self.norm!r}")
-
-    @property
-    def feature_channels(self) -> int:
-        """Channels of features behind the condition: it takes none."""
-        return 0
-
-
-class SpadeImageGenerator(nn.Module):
-    """Draws a frame from its label alone: a small one first, doubled block by block, two of the last add up.
-
-    The published generator also mixes in the code of a random style; this one draws the same frame every time.
-
-    Args:
-        config: size and shape.
-        condition_channels: C.
-
-    Source:
-        Park et al., "Semantic Image Synthesis with Spatially-Adaptive Normalization", CVPR 2019, in the shape of the
-        first-frame model of Mallya et al., "World-Consistent Video-to-Video Synthesis", ECCV 2020.
-    """
-
-    def __init__(self, config: SpadeImageConfig, condition_channels: int) -> None:
-        super().__init__()
-        self.config = config
-        self._condition_channels = condition_channels
-        widths = path_widths(config.finest_width, config.doublings - 1, config.max_width)  # finest first
-        source = {"label": (condition_channels, config.label)}
-
-        def block(c_in: int, c_out: int) -> SpadeBlock:
-            return SpadeBlock(c_in, c_out, source, norm=config.norm)
-
-        self.entry = _conv(condition_channels, widths[-1], 3)
-        self.head = nn.ModuleList(block(widths[-1], widths[-1]) for _ in range(2))
-        pairs = [(widths[i + 1], widths[i]) for i in reversed(range(config.doublings - 1))]
-        self.up = nn.ModuleList(nn.ModuleList([block(a, b), block(b, b)]) for a, b in pairs)
-        self.coarse_head = _conv(widths[1], 3, 5)
-        self.fine_head = _conv(widths[0], 3, 5)
-        _finish(self, spectral=config.spectral)
-
-    @property
-    def condition_channels(self) -> int:
-        """C: channels of one encoded condition."""
-        return self._condition_channels
-
-    @property
-    def history_length(self) -> int:
-        """1: no generator looks back on less; what lies there is not looked at."""
-        return 1
-
-    @property
-    def size_multiple(self) -> int:
-        """Height and width must be divisible by this."""
-        return 2**self.config.doublings
-
-    @property
-    def uses_flow(self) -> bool:
-        """Whether it predicts flow and warps the previous frame."""
-        return False
-
-    def forward(self, condition: Tensor) -> Tensor:
-        """Draw a frame.
-
-        Args:
-            condition: (B, C, H, W).
-
-        Returns:
-            (B, 3, H, W) in [-1, 1], float32.
-
-        Raises:
-            ShapeError: if the condition has other channels or a size that does not divide.
-        """
-        height, width = condition.shape[-2:]
-        if condition.ndim != 4 or condition.shape[1] != self.condition_channels:
-            raise ShapeError(
-                f"the generator wants conditions (B, {self.condition_channels}, H, W), got {tuple(condition.shape)}"
-            )
-        if height % self.size_multiple or width % self.size_multiple:
-            raise ShapeError(f"frames of {height}x{width}: height and width must be multiples of {self.size_multiple}")
-        count = self.config.doublings
-        x = F.leaky_relu(self.entry(_nearest(condition, (height >> count, width >> count))), SLOPE)
-        for block in self.head:
-            x = self._drawn(block, x, condition)
-        x = _double(x)
-        picture = x
-        for i, pair in enumerate(self.up):
-            if i == len(self.up) - 1:
-                picture = _double(self.coarse_head(F.leaky_relu(x, SLOPE)))
-            for block in pair.children():
-                x = self._drawn(block, x, condition)
-            x = _double(x)
-        return torch.tanh((picture + self.fine_head(F.leaky_relu(x, SLOPE))).float())
-
-    def _drawn(self, block: nn.Module, x: Tensor, label: Tensor) -> Tensor:
-        """One block under the label at its size."""
-        drawn: Tensor = block(x, {"label": Hint(_nearest(label, x.shape[-2:]))})
-        return drawn
-
-    def step(self, condition: Tensor, history: History) -> tuple[FrameOutput, History]:
-        """Draw a frame as a step model does, without looking back.
-
-        Args:
-            condition: (B, C, H, W).
-            history: advanced and not looked at.
-        """
-        frame = self(condition)
-        return FrameOutput(frame, frame), advance(history, condition, frame)
-
-
-def _conv(c_in: int, c_out: int, kernel: int) -> nn.Conv2d:
+def plain_conv(c_in: int, c_out: int, kernel: int) -> nn.Conv2d:
     """A convolution that keeps the size, of plain weights."""
     return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
 
@@ -717,18 +582,18 @@ def _flow_branch(channels: int) -> nn.Sequential:
     )
 
 
-def _double(x: Tensor) -> Tensor:
+def doubled(x: Tensor) -> Tensor:
     """Twice the size, by nearest neighbours."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def _nearest(x: Tensor, size: tuple[int, ...]) -> Tensor:
+def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Another size, by nearest neighbours."""
     return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=tuple(size), mode="nearest")
 
 
 @torch.no_grad()
-def _finish(module: nn.Module, *, spectral: bool) -> None:
+def init_normed(module: nn.Module, *, spectral: bool) -> None:
     """Draw all weights, then normalise those of the main convolutions."""
     for part in list(module.modules()):
         if not isinstance(part, nn.Conv2d):
