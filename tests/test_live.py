@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import PALETTE, SIZE, SPEC, FakeEngine, label_maps, manifest, write_tiny
 
-from export.live.brush import MAX_STROKES, Overlay
+from export.live.brush import MAX_KEPT, MAX_OF_A_STROKE, MAX_STROKES, Overlay
 from export.live.pictures import HeadFollower, OneByOne, Reader, ReadingConfig, Watched, builtin_clip, cover
 from export.live.protocol import (
     COMMANDS,
@@ -40,7 +40,7 @@ from export.stream import ConditionMap, Stream
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.face import FaceConfig
 from fastv2v.data.prepare.palette import Palette, PaletteConfig, palette_record, read_palette
-from fastv2v.errors import ConfigError, DataError
+from fastv2v.errors import ConfigError, DataError, MediaError
 from fastv2v.run import write_json
 
 HAS_SERVER = all(importlib.util.find_spec(name) for name in ("fastapi", "httpx", "uvicorn"))
@@ -118,6 +118,8 @@ class TestProtocol:
         assert parse_command('{"type": "settings", "gap": 3, "causal": true}') == Settings(gap=3, causal=True)
         stroke = parse_command('{"type": "stroke", "label": 1, "size": 4, "points": [[1, 2.5]]}')
         assert stroke == Stroke(1, 4.0, ((1.0, 2.5),), begins=True)
+        with pytest.raises(DataError, match="half a character"):
+            parse_command('{"type": "hello", "token": "\\ud800"}')
         with pytest.raises(DataError, match="has no 'speed'; it has on"):
             parse_command('{"type": "hold", "on": true, "speed": 2}')
 
@@ -133,6 +135,17 @@ class TestJpeg:
         data[at : at + 4] = struct.pack(">HH", 65_500, 65_500)
         with pytest.raises(DataError, match="65500x65500 pixels is not taken"):
             decode_picture(bytes(data), 4_194_304)
+
+    @pytest.mark.parametrize("begin", [b"\xff\x00", b"\xff\xff\x00", b"\xff\x02", b"\xff\xbf"])
+    def test_a_bomb_within_a_piece_that_decoders_look_into(self, begin):
+        # Decoders take FF 00 for a stuffed byte and go on right behind it, where the true size stands.
+        large, small = bytearray(jpeg()), jpeg()
+        at = small.index(b"\xff\xc0")
+        large[at + 5 : at + 9] = struct.pack(">HH", 6000, 6000)
+        inner = bytes(large[2:])
+        data = b"\xff\xd8" + begin + struct.pack(">H", len(inner) + 2) + inner + small[at : at + 19] + bytes(10)
+        with pytest.raises(DataError, match="baseline"):
+            decode_picture(data, 4_194_304)
 
     def test_progressive_files_are_refused(self):
         with pytest.raises(DataError, match="baseline"):
@@ -195,6 +208,16 @@ class TestBrush:
         overlay.clear()
         assert not overlay.over(np.zeros((8, 8), np.uint8)).any()
 
+    def test_strokes_of_many_points_do_not_fill_the_memory(self):
+        overlay, line = Overlay((8, 8), 2), tuple((float(x % 8), 4.0) for x in range(256))
+        for _ in range(2 * MAX_KEPT // 256):
+            overlay.add(Stroke(1, 1.0, line, begins=False))
+        assert MAX_KEPT // MAX_OF_A_STROKE - 1 <= overlay.num_strokes <= MAX_KEPT // MAX_OF_A_STROKE
+        for _ in range(20):
+            overlay.undo()
+        assert overlay.num_strokes == 0
+        assert overlay.over(np.zeros((8, 8), np.uint8))[4].all()
+
     def test_unknown_classes(self):
         with pytest.raises(DataError, match="no class 3; the bundle has 0 to 2"):
             Overlay((8, 8), 3).add(Stroke(3, 4.0, ((1, 1),)))
@@ -205,11 +228,17 @@ class TestPictures:
         def running(pictures):
             total = 0
             for picture in pictures:
-                total += int(picture)
+                if not picture.any():
+                    raise DataError("nothing is seen")
+                total += int(picture.sum())
                 yield total
 
         ask = OneByOne(running)
-        assert [ask(x) for x in (1, 2, 3)] == [1, 3, 6]
+        assert [ask(np.full(1, x)) for x in (1, 2, 3)] == [1, 3, 6]
+        with pytest.raises(DataError):
+            ask(np.zeros(1))
+        assert [ask(np.full(1, x)) for x in (4, 5)] == [4, 9]  # an error ends one picture
+        assert ask(np.full(2, 1)) == 2  # another size begins anew
 
     def test_cover_takes_the_middle(self):
         picture = np.zeros((20, 60, 3), np.uint8)
@@ -423,9 +452,26 @@ class TestSession:
                 said = len([text for text in page.texts if text["type"] == "error"])
                 page.session.tell(command)
                 page.until(lambda n=said: len([t for t in page.texts if t["type"] == "error"]) > n)
+            page.until(lambda: page.texts[-1]["type"] == "state")  # the page asked for more and shows what is so
+            assert (page.texts[-1]["engine"], page.texts[-1]["source"]) == ("auto", "page")
+            page.session.give(PictureMessage(2, 0.0, b"not a JPEG"))
+            page.session.give(PictureMessage(3, 0.0, shown(label_maps(1)[0])))
+            page.until(lambda: page.last("error")["message"] == "")  # it is over
             page.session.tell(Source("clip"))
             page.until(lambda: len(page.frames) > 3)
         assert not any(text.get("final") for text in page.texts)
+
+    def test_a_source_that_cannot_be_opened_or_is_empty_leaves_the_page_as_source(self, folder):
+        def broken():
+            raise MediaError("camera 0 cannot be opened")
+
+        bundle = LiveBundle(folder, {"camera": broken, "nothing": lambda: iter(())}, None, opener=fake_opener)
+        for name, message in (("camera", "camera 0 cannot be opened"), ("nothing", "'nothing' is empty")):
+            with Page(bundle) as page:
+                page.session.tell(Source(name))
+                page.until(lambda p=page: p.last("error") is not None and p.texts[-1]["type"] == "state")
+                assert message in page.last("error")["message"]
+                assert page.last("state")["source"] == "page"
 
     def test_an_engine_that_fails_is_told(self, folder):
         broken = LiveBundle(folder, {"clip": lambda: iter([ConditionMap(labels=label_maps(1)[0])])}, None,
@@ -656,3 +702,108 @@ class TestParts:
         now[0] += 1000
         assert not allowance.take(21)
         assert allowance.take(20)
+
+
+@pytest.fixture
+def web(bundle):
+    """A server on a port of its own, with little patience."""
+    import socket
+    import threading
+
+    from export.live.server import LiveServer, ServerConfig
+    from export.live.web import web_server
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = ServerConfig(port=port, hello_timeout_s=0.3, send_timeout_s=0.3, max_connections=2)
+    running = web_server(LiveServer(bundle, config).app(), config)
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + 20
+    while not running.started:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    yield running
+    running.should_exit = True
+    thread.join(20)
+
+
+def dialled(web):
+    import socket
+
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.settimeout(10)
+    made.connect(("127.0.0.1", web.config.port))
+    return made
+
+
+def upgraded(web):
+    """A WebSocket by hand, to do with it what no library would."""
+    made = dialled(web)
+    made.sendall(
+        f"GET /stream HTTP/1.1\r\nHost: localhost:{web.config.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    assert b"101" in made.recv(20)
+    return made
+
+
+def framed(opcode, data):
+    """One WebSocket frame with a mask of zeros."""
+    size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
+    return bytes([opcode]) + size + bytes(4) + data
+
+
+def ends(connection, seconds=10.0):
+    """Read a connection to its end."""
+    end = time.monotonic() + seconds
+    try:
+        while connection.recv(65536):
+            assert time.monotonic() < end
+    except ConnectionError:
+        pass
+
+
+@needs_server
+class TestWeb:
+    @pytest.mark.parametrize("said", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET"])
+    def test_requests_that_never_end_are_not_waited_for(self, web, said):
+        with dialled(web) as stalled:
+            stalled.sendall(said)
+            ends(stalled)
+
+    def test_a_page_is_served_and_streams(self, web):
+        from urllib.request import urlopen
+
+        with urlopen(f"http://localhost:{web.config.port}/", timeout=10) as page:
+            assert b"fastv2v live" in page.read()
+        with upgraded(web) as good:
+            good.sendall(framed(0x81, b'{"type": "hello"}') + framed(0x81, b'{"type": "source", "name": "clip"}'))
+            time.sleep(1.0)  # more than the patience with requests
+            seen = b""
+            while seen.count(b"\xff\xd8\xff") < 4:
+                seen += good.recv(65536)
+
+    @pytest.mark.parametrize("frame", [framed(0x89, b"hi"), framed(0x8A, b"hi"), framed(0x00, b"")])
+    def test_floods_that_the_application_never_sees_are_ended(self, web, frame):
+        begin = framed(0x01, b"x") if frame[0] == 0 else b""
+        with upgraded(web) as hostile:
+            hostile.sendall(framed(0x81, b'{"type": "hello"}') + begin)
+            with pytest.raises(ConnectionError):
+                for _ in range(2000):
+                    hostile.sendall(100 * frame)
+                    time.sleep(0.001)
+
+    def test_who_takes_nothing_is_forgotten(self, web, monkeypatch):
+        from export.live import web as module
+
+        monkeypatch.setattr(module, "_LINGER_S", 0.1)
+        monkeypatch.setattr("export.live.session._jpeg", lambda picture, quality: bytes(300_000))
+        with upgraded(web) as stalled:
+            stalled.sendall(framed(0x81, b'{"type": "hello"}') + framed(0x81, b'{"type": "source", "name": "clip"}'))
+            end = time.monotonic() + 30
+            while web.server_state.connections:
+                assert time.monotonic() < end
+                time.sleep(0.05)

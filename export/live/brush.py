@@ -14,6 +14,10 @@ from fastv2v.errors import DataError
 
 MAX_STROKES: Final = 200
 """Strokes that can be taken back; older ones stay for good."""
+MAX_KEPT: Final = 32_768
+"""Points of these strokes in all; where there are more, the oldest strokes stay for good."""
+MAX_OF_A_STROKE: Final = 4096
+"""Points of a stroke; a longer one is taken back part by part."""
 
 _NOTHING: Final = -1
 _SHIFT: Final = 4
@@ -31,6 +35,7 @@ class Overlay:
         self._num_classes = num_classes
         self._base = np.full(size, _NOTHING, np.int32)
         self._strokes: list[list[Stroke]] = []
+        self._kept = 0
         self._painted = self._base.copy()
 
     @property
@@ -46,19 +51,22 @@ class Overlay:
         """
         if stroke.label >= self._num_classes:
             raise DataError(f"there is no class {stroke.label}; the bundle has 0 to {self._num_classes - 1}")
-        if stroke.begins or not self._strokes or len(self._strokes[-1]) >= MAX_STROKES:
+        if stroke.begins or not self._strokes or _points_of(self._strokes[-1]) >= MAX_OF_A_STROKE:
             self._strokes.append([])
         self._strokes[-1].append(stroke)
+        self._kept += len(stroke.points)
         _draw(self._painted, stroke)
-        if len(self._strokes) > MAX_STROKES:
-            for part in self._strokes.pop(0):
+        while len(self._strokes) > MAX_STROKES or self._kept > MAX_KEPT:
+            oldest = self._strokes.pop(0)
+            self._kept -= _points_of(oldest)
+            for part in oldest:
                 _draw(self._base, part)
 
     def undo(self) -> None:
         """Take back the last stroke, if there is one."""
         if not self._strokes:
             return
-        self._strokes.pop()
+        self._kept -= _points_of(self._strokes.pop())
         self._painted = self._base.copy()
         for stroke in self._strokes:
             for part in stroke:
@@ -67,6 +75,7 @@ class Overlay:
     def clear(self) -> None:
         """Take back everything."""
         self._strokes.clear()
+        self._kept = 0
         self._base.fill(_NOTHING)
         self._painted.fill(_NOTHING)
 
@@ -74,6 +83,10 @@ class Overlay:
         """Class or instance ids, (H, W), with what was painted over them; a copy where there is something."""
         where = self._painted != _NOTHING
         return np.where(where, self._painted, ids).astype(np.result_type(ids, np.int32)) if where.any() else ids
+
+
+def _points_of(stroke: list[Stroke]) -> int:
+    return sum(len(part.points) for part in stroke)
 
 
 def _draw(canvas: NDArray[np.int32], stroke: Stroke) -> None:

@@ -70,22 +70,41 @@ class ReadingConfig:
 class OneByOne(Generic[Result]):
     """Asks a generator over pictures for the result of each picture as it comes.
 
+    A generator ends with its first error, so that another one is begun then, and where pictures change their size.
+
     Args:
         start: makes the generator; it takes one picture for each result and looks at none ahead.
     """
 
     def __init__(self, start: Callable[[Iterable[Picture]], Iterator[Result]]) -> None:
+        self._start = start
+        self._shape: tuple[int, ...] = ()
         self._given: deque[Picture] = deque()
-        self._results = start(self._taken())
+        self._results: Iterator[Result] = iter(())
 
     def _taken(self) -> Iterator[Picture]:
         while True:
             yield self._given.popleft()
 
     def __call__(self, picture: Picture) -> Result:
-        """The result of the next picture."""
+        """The result of the next picture; what the generator raises is raised."""
+        if picture.shape != self._shape:
+            self.close()
+            self._shape, self._results = picture.shape, self._start(self._taken())
         self._given.append(picture)
-        return next(self._results)
+        try:
+            return next(self._results)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the generator; the next picture begins another."""
+        self._shape = ()
+        self._given.clear()
+        close = getattr(self._results, "close", None)
+        if close is not None:
+            close()
 
 
 class HeadFollower:

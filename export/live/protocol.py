@@ -16,8 +16,8 @@ the picture the frame was made from, as the page gave them (0 where the server h
 milliseconds from the arrival of that picture to the frame.
 
 What text the page may send is in ``COMMANDS``; the first must be ``hello``. The server answers ``hello`` with what it
-offers, sends ``state`` where settings change and ``stats`` every second, and ``error`` with a sentence; ``final`` says
-whether the stream ended with it.
+offers, sends ``state`` where settings change or are refused and ``stats`` every second, and ``error`` with a sentence,
+empty when the last one is over; ``final`` says whether the stream ended with it.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def unpack_frame(data: bytes) -> FrameMessage:
 
 _BASELINE, _EXTENDED = 0xC0, 0xC1
 _FRAME_MARKERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FIRST_MARKER: Final = 0xC0
 _BARE_MARKERS: Final = frozenset([0x01, *range(0xD0, 0xD9)])
 
 
@@ -146,6 +147,9 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         if marker in _BARE_MARKERS:
             at += 2
             continue
+        if marker < _FIRST_MARKER:
+            # Decoders look for the next marker inside of such a piece, and would find another size than is found here.
+            raise DataError("a picture is a baseline JPEG of 8 bits, as browsers write it")
         if marker in _FRAME_MARKERS:
             if marker not in (_BASELINE, _EXTENDED) or at + 10 > len(data) or data[at + 4] != 8:
                 raise DataError("a picture is a baseline JPEG of 8 bits, as browsers write it")
@@ -250,6 +254,8 @@ def _text(content: Mapping[str, Any], name: str, *, needed: bool = False) -> str
     value = content.get(name)
     if (value is None and needed) or not isinstance(value, str | None) or len(value or "") > 200:
         raise DataError(f"{name} is a text of up to 200 characters")
+    if any("\ud800" <= letter <= "\udfff" for letter in value or ""):
+        raise DataError(f"{name} holds half a character")  # JSON can say so, UTF-8 cannot
     return value
 
 

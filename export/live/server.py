@@ -68,7 +68,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine reaches it. 0.0.0.0 for all networks, with a token then."""
     port: int = 8000
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on."""
     max_clients: int = 2
     """Streams at the same time; who comes later is told to wait."""
     max_connections: int = 64
@@ -87,8 +87,8 @@ class ServerConfig:
     """Frames that wait for a slow client; the oldest is dropped for the newest."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65_535:
-            raise ConfigError(f"port lies in 0 to 65535, got {self.port}")
+        if not 1 <= self.port <= 65_535:
+            raise ConfigError(f"port lies in 1 to 65535, got {self.port}")
         counts = (self.max_clients, self.max_connections, self.queue, self.max_message_bytes // 1024)
         amounts = (self.messages_per_s, self.bytes_per_s, self.hello_timeout_s, self.send_timeout_s)
         if min(counts) < 1 or not all(0 < amount < float("inf") for amount in amounts):

@@ -42,7 +42,7 @@ from export.live.protocol import (
 )
 from export.runtime import open_bundle
 from export.stream import ConditionMap, DeliveredFrame, Stream
-from fastv2v.errors import ConfigError, DataError, FastV2VError
+from fastv2v.errors import ConfigError, DataError, FastV2VError, MediaError
 from interpolate.motion import Grade
 
 log = logging.getLogger(__name__)
@@ -327,8 +327,14 @@ class LiveSession:
                 return self._obey(stream, work[1])
             if work[0] != "nothing":
                 self._push(stream, work)
+                if self._last_error:
+                    self._say("error", message="", final=False)
                 self._last_error = ""
         except FastV2VError as error:
+            if work[0] == "command":
+                self._say("error", message=str(error), final=False)
+                self._say_state(stream)  # the page shows what it asked for
+                return stream
             if str(error) != self._last_error:  # not thirty times a second
                 self._say("error", message=str(error), final=False)
             self._last_error = str(error)
@@ -388,12 +394,12 @@ class LiveSession:
             raise DataError(f"there is no source {name!r}; there are {', '.join((PAGE, *self._bundle.sources))}")
         self._end_source()
         self._held, self._latest, self._reader = False, None, None
-        self._source = name
+        self._source = PAGE
         with self._changed:
             self._pictures.clear()
         if name != PAGE:
             self._conditions = self._bundle.sources[name]()
-            self._due = 0.0
+            self._source, self._due = name, 0.0
 
     def _end_source(self) -> None:
         close = getattr(self._conditions, "close", None)
@@ -442,10 +448,11 @@ class LiveSession:
         assert self._conditions is not None
         condition = next(self._conditions, None)
         if condition is None:
+            self._end_source()
             self._conditions = self._bundle.sources[self._source]()
             condition = next(self._conditions, None)
         if condition is None:
-            raise DataError(f"the source {self._source!r} is empty")
+            raise MediaError(f"the source {self._source!r} is empty")
         return condition
 
     def _painted(self, condition: ConditionMap) -> ConditionMap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -142,10 +143,8 @@ def main(argv: list[str]) -> int:
     """``fastv2v live NAME.v2v``."""
     args = parse(LiveArgs, "fastv2v live", argv)
     try:
-        import uvicorn
-        import websockets  # noqa: F401 - without it uvicorn serves no WebSocket, and says so to nobody
-
         from export.live.server import LiveServer, ServerConfig, new_token
+        from export.live.web import web_server
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("export", "fastv2v", "interpolate"):
             raise
@@ -159,27 +158,12 @@ def main(argv: list[str]) -> int:
     cv2.setNumThreads(filling_threads(args.threads or this_machine()["cores"]))
     server = LiveServer(bundle, config, token)
     print(f"{bundle.manifest.name}: {_address(config, token, is_https=args.certificate is not None)}  (Ctrl-C ends it)")
-    options = uvicorn.Config(
-        server.app(),
-        host=config.host,
-        port=config.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=5,
-        limit_concurrency=4 * config.max_connections,
-        ws_max_size=config.max_message_bytes,
-        ws_max_queue=8,
-        ws_ping_interval=10.0,
-        ws_ping_timeout=20.0,
-        ws_per_message_deflate=False,
-        ssl_certfile=args.certificate,
-        ssl_keyfile=args.key,
-    )
-    running = uvicorn.Server(options)
+    if token is not None and args.certificate is None:
+        _LOG.warning("without --certificate and --key the token and all pictures cross the network for all to read")
     try:
-        running.run()
+        web_server(server.app(), config, certificate=args.certificate, key=args.key).run()
+    except ssl.SSLError as error:
+        raise ConfigError(f"{args.certificate} and {args.key} are no certificate and key ({error.reason})") from error
     except SystemExit as error:
         raise MediaError(f"port {config.port} of {config.host} cannot be used; choose another with --port") from error
     return 0
@@ -187,5 +171,6 @@ def main(argv: list[str]) -> int:
 
 def _address(config: ServerConfig, token: str | None, *, is_https: bool) -> str:
     """Where the page is; the token is behind a #, which browsers keep to themselves."""
-    host = "localhost" if config.is_local else os.uname().nodename if config.host == "0.0.0.0" else config.host
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    host = "localhost" if config.is_local else os.uname().nodename if config.host in ("0.0.0.0", "::") else host
     return f"http{'s' * is_https}://{host}:{config.port}/" + ("" if token is None else f"#token={token}")
