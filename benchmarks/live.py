@@ -274,6 +274,13 @@ async def _rate(socket: Any, seconds: float, started: asyncio.Event | None) -> f
 
 async def bad(kind: int, port: int, websockets: Any) -> None:
     """One client that misbehaves, once."""
+    if kind == 7:
+        with contextlib.suppress(OSError, TimeoutError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /stream HTT")  # a request that never ends
+            await asyncio.wait_for(reader.read(), 3)
+            writer.close()
+        return
     address, origin = f"ws://localhost:{port}/stream", "http://evil.example" if kind == 0 else None
     with contextlib.suppress(OSError, TimeoutError, websockets.exceptions.WebSocketException):
         async with websockets.connect(address, origin=origin, open_timeout=10, close_timeout=1) as socket:
@@ -290,6 +297,10 @@ async def bad(kind: int, port: int, websockets: Any) -> None:
                 await socket.send(pack_picture(PictureMessage(1, 0.0, b"\xff\xd8" + bytes(5000))))
             elif kind == 5:
                 await socket.send("[" * 10_000)
+            elif kind == 6:
+                await socket.send('{"type": "source", "name": "built-in clip"}')
+                await asyncio.sleep(3)  # takes nothing
+                return
             await asyncio.wait_for(socket.recv(), 2)
 
 
@@ -298,7 +309,7 @@ async def besiege(port: int, seconds: float, websockets: Any, started: asyncio.E
     await started.wait()
     end, count = time.monotonic() + seconds, 0
     while time.monotonic() < end:
-        await asyncio.gather(*(bad(number % 6, port, websockets) for number in range(50)))
+        await asyncio.gather(*(bad(number % 8, port, websockets) for number in range(50)))
         count += 50
     return count
 

@@ -24,13 +24,15 @@ from fastv2v.data.driving.body import fit_bodies
 from fastv2v.data.driving.config import DrivingConfig
 from fastv2v.data.driving.face import fit_faces
 from fastv2v.data.driving.profile import DrivingProfile
-from fastv2v.data.driving.seen import SeenPerson, moved_parts
+from fastv2v.data.driving.seen import SeenPerson, faces_seen, moved_parts, people_seen
 from fastv2v.data.driving.space import Array
 from fastv2v.data.face import draw_face
 from fastv2v.data.modalities import MODALITIES
 from fastv2v.data.pose import Person, draw_openpose, pose_picture, prepare_densepose
+from fastv2v.data.prepare.body import BodyConfig
 from fastv2v.data.prepare.edges import draw_edges
 from fastv2v.data.prepare.labels import LabelConfig, Segmenter, draw_labels
+from fastv2v.data.prepare.landmarks import FaceConfig
 from fastv2v.data.prepare.palette import PALETTE_FILE, draw_palette, palette_record
 from fastv2v.data.transforms import apply_geometry, crop_and_flip
 from fastv2v.errors import BundleError, ConfigError, DataError
@@ -108,6 +110,63 @@ def read_driving(bundle: Path, manifest: Manifest) -> DrivingProfile:
     return profile
 
 
+def not_in_pictures(profile: DrivingProfile, manifest: Manifest, *, has_background: bool) -> list[str]:
+    """What the generator was trained with and somebody else's pictures do not hold, as sentences for people.
+
+    Args:
+        profile: of the bundle.
+        manifest: of the bundle.
+        has_background: whether a real frame of the trained person is there for what surrounds a face.
+    """
+    spec, told = manifest.condition, []
+    if spec.face is not None and spec.face.background == "canny" and not has_background:
+        told.append(
+            f"{manifest.name} was trained with edges of the background, and a driver has none of it: it is left black; "
+            "give a real frame of the trained person as background"
+        )
+    if spec.pose is not None and spec.pose.densepose and not profile.prepared:
+        told.append(
+            f"{manifest.name} was trained on maps of DensePose, and pictures give only a stand-in for them: drive it "
+            "by a data set that has DensePose maps, if there is one"
+        )
+    return told
+
+
+def drive_by_pictures(
+    profile: DrivingProfile,
+    manifest: Manifest,
+    pictures: Iterable[Picture],
+    config: DrivingConfig,
+    *,
+    face: FaceConfig | None = None,
+    body: BodyConfig | None = None,
+    labels: LabelConfig | None = None,
+    background: Picture | None = None,
+) -> Iterator[Driven]:
+    """Conditions of any bundle that can be driven, from somebody else's pictures.
+
+    Args:
+        profile: of the bundle.
+        manifest: of the bundle.
+        pictures: of the driver, of one size, one after the other.
+        config: how faces and bodies are fitted; ``fit`` is settled.
+        face: how faces are found.
+        body: how people are found.
+        labels: the segmentation network, for a bundle of labels.
+        background: as for ``drive_faces``.
+
+    Raises:
+        ConfigError: if a bundle of labels is driven without a network.
+        DataError: if nobody is found in a whole sequence, or the network gives unknown classes.
+        MissingExtraError: if what finds faces or people is not installed.
+    """
+    if profile.kind == "face":
+        return drive_faces(profile, manifest, faces_seen(pictures, face or FaceConfig()), config, background)
+    if profile.kind == "pose":
+        return drive_bodies(profile, manifest, people_seen(pictures, body or BodyConfig()), config)
+    return drive_pictures(profile, manifest, pictures, labels)
+
+
 def drive_faces(
     profile: DrivingProfile,
     manifest: Manifest,
@@ -132,12 +191,6 @@ def drive_faces(
     assert profile.face is not None and spec.face is not None, "read_driving sees to it"
     frame = None
     if spec.face.background == "canny":
-        if background is None:
-            log.warning(
-                "%s was trained with edges of the background, and a driver has none of it: it is left black; give a "
-                "real frame (--driving.background)",
-                manifest.name,
-            )
         frame = np.zeros((*profile.size, 3), np.uint8) if background is None else cover(background, profile.size)
     geometry = profile.geometry(manifest.size)
     for fitted, is_held in fit_faces(profile.face, landmarks, config):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import struct
 import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_driving import expressions, placed, turned, walk
 from tiny_bundle import PALETTE, SIZE, SPEC, FakeEngine, label_maps, manifest, write_tiny
 
 from export.live.brush import MAX_KEPT, MAX_OF_A_STROKE, MAX_STROKES, Overlay
-from export.live.pictures import HeadFollower, OneByOne, Reader, ReadingConfig, Watched, builtin_clip, cover
+from export.live.pictures import ConditionPictures, OneByOne, Reader, ReadingConfig, Watched, builtin_clip, cover
 from export.live.protocol import (
     COMMANDS,
     Clear,
@@ -38,13 +42,34 @@ from export.live.protocol import (
 from export.live.session import LiveBundle, LiveConfig, LiveSession, decode_picture
 from export.stream import ConditionMap, Stream
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.data.face import FaceConfig
+from fastv2v.data.driving.body import BodyProfile
+from fastv2v.data.driving.config import DrivingConfig
+from fastv2v.data.driving.face import FaceProfile
+from fastv2v.data.driving.profile import DrivingProfile
+from fastv2v.data.driving.seen import SeenPerson
+from fastv2v.data.face import FaceConfig as DrawnFace
+from fastv2v.data.pose import PoseConfig
+from fastv2v.data.prepare import landmarks
+from fastv2v.data.prepare.body import BodyConfig
+from fastv2v.data.prepare.edges import EdgeConfig
 from fastv2v.data.prepare.palette import Palette, PaletteConfig, palette_record, read_palette
-from fastv2v.errors import ConfigError, DataError, MediaError
+from fastv2v.data.world import CLASS_NAMES
+from fastv2v.errors import ConfigError, DataError, MediaError, MissingExtraError
+from fastv2v.mark import SYNTHETIC_COMMENT
 from fastv2v.run import write_json
 
 HAS_SERVER = all(importlib.util.find_spec(name) for name in ("fastapi", "httpx", "uvicorn"))
 needs_server = pytest.mark.skipif(not HAS_SERVER, reason="needs the extra 'live' and httpx")
+
+
+FACE = ConditionSpec(kind="maps", encoder="face", map_channels=15, face=DrawnFace(background="none", crop="none"))
+
+
+def driving(kind, **parts):
+    """What a bundle keeps of a data set whose frames were 32x48."""
+    return DrivingProfile(
+        kind=kind, size=(32, 48), resized=SIZE, offset=(0, 0), interpolation="area", prepared=True, **parts
+    )
 
 
 def jpeg(height=16, width=24, seed=0, **options):
@@ -69,15 +94,18 @@ class TestProtocol:
         is_keyframe=st.booleans(),
         condition=st.binary(),
         frame=st.binary(),
+        reach=st.none() | st.floats(0, 1e6, width=32),
+        is_held=st.booleans(),
+        is_guided=st.booleans(),
     )
-    def test_frames_come_back(self, index, delay, is_keyframe, condition, frame):
-        message = FrameMessage(index, 7, 1.5, delay, is_keyframe, condition, frame)
+    def test_frames_come_back(self, index, delay, is_keyframe, condition, frame, reach, is_held, is_guided):
+        message = FrameMessage(index, 7, 1.5, delay, is_keyframe, condition, frame, reach, is_held, is_guided)
         assert unpack_frame(pack_frame(message)) == message
 
     def test_the_documented_bytes(self):
         assert pack_picture(PictureMessage(258, 1.0, b"J")) == bytes.fromhex("0101000002010000000000000000f03f") + b"J"
-        packed = pack_frame(FrameMessage(1, 2, 1.0, 0.5, True, b"ab", b"c"))
-        assert packed == bytes.fromhex("010201000100000002000000000000000000f03f0000003f02000000") + b"abc"
+        packed = pack_frame(FrameMessage(1, 2, 1.0, 0.5, True, b"ab", b"c", 1.0, is_guided=True))
+        assert packed == bytes.fromhex("010205000100000002000000000000000000f03f0000003f0000803f02000000") + b"abc"
 
     @given(st.binary(max_size=200))
     def test_anything_else_is_refused_in_a_sentence(self, data):
@@ -245,17 +273,6 @@ class TestPictures:
         picture[:, 20:40] = 200
         assert (cover(picture, (10, 10)) == 200).all()
 
-    def test_a_head_that_nearly_stands_still_does_not_move_the_crop(self):
-        follower = HeadFollower()
-        face = np.stack(np.meshgrid(np.linspace(100, 160, 4), np.linspace(80, 150, 17)), -1).reshape(-1, 2)
-        first = follower.crop(face)
-        assert first.right - first.left == pytest.approx(150, abs=1)
-        assert follower.crop(face + 4)[:2] == first[:2]
-        for _ in range(60):
-            moved = follower.crop(face + 50)
-        assert abs(moved.left - first.left - 50) <= 10
-        assert follower.crop(face + 400).left == first.left + 400
-
     def test_colours_of_classes(self):
         reader = Reader(manifest(palette=PALETTE))
         picture = np.array(PALETTE, np.uint8)[label_maps(1)[0]]
@@ -266,27 +283,30 @@ class TestPictures:
         maps = manifest(condition=ConditionSpec(kind="maps", map_channels=3))
         square = np.zeros((*SIZE, 3), np.uint8)
         square[4:12, 6:18] = 255
-        made = Reader(maps)(square).maps
+        made = Reader(maps)(square).condition.maps
         assert set(np.unique(made)) == {-1.0, 1.0}
+        blind = driving("edges", edges=EdgeConfig(low=1999.0, high=2000.0))
+        large = cv2.resize(square, None, fx=4, fy=4)
+        assert Reader(maps, None, blind)(large).condition.maps.max() == -1  # the bundle says which edges it knows
+        asked = ReadingConfig(edges=EdgeConfig(low=20.0))
+        assert Reader(maps, asked, blind)(large).condition.maps.max() > -1
         assert (Reader(maps, ReadingConfig(reading="picture"))(square).maps[:, 8, 12] == 1).all()
 
-    def test_a_palette_is_written_and_read(self, tmp_path):
+    def test_a_palette_is_written_and_read_and_needs_no_option(self, tmp_path):
         centres = np.array([[0, 0, 0, 0], [30, 0, 0, 0], [45, 0, 0, 0], [60, 0, 0, 0]], np.float32)
         fitted = Palette(centres, np.array(PALETTE, np.uint8), 2.0)
         write_json(tmp_path / "palette.json", palette_record(fitted, PaletteConfig(classes=4, hold=0.3)))
         again, config = read_palette(tmp_path / "palette.json")
         assert np.array_equal(again.centres, centres)
         assert (again.variance, config) == (2.0, PaletteConfig(classes=4, hold=0.3))
-        reader = Reader(manifest(), ReadingConfig(palette=tmp_path / "palette.json"))
-        assert reader.reading == "palette"
-        half = np.zeros((*SIZE, 3), np.uint8)
-        half[:, 12:] = 255
-        labels = reader(half).labels
+        reader = Reader(manifest(palette=PALETTE), None, driving("palette", palette=(again, config)))
+        assert (reader.reading, reader.wanted, reader.is_whole, reader.warn_above) == ("palette", (32, 48), False, None)
+        half = np.zeros((64, 96, 3), np.uint8)
+        half[:, 48:] = 255
+        labels = reader(half).condition.labels
+        assert labels.shape == SIZE
         assert labels[8, 3] == 0
         assert labels[8, 20] == 3
-        three = manifest(condition=ConditionSpec(class_names=("a", "b", "c")))
-        with pytest.raises(DataError, match="4 classes and the bundle 3"):
-            Reader(three, ReadingConfig(palette=tmp_path / "palette.json"))
 
     @pytest.mark.parametrize(
         "content", ["", "[]", '{"centres": 3}', '{"centres": [], "colours": [], "variance": 1, "config": {}}']
@@ -297,14 +317,17 @@ class TestPictures:
             read_palette(tmp_path / "palette.json")
 
     def test_what_no_picture_becomes(self):
-        with pytest.raises(ConfigError, match="a camera cannot drive tiny"):
+        with pytest.raises(ConfigError, match="a camera cannot drive it: label maps come from"):
             Reader(manifest())
+        with pytest.raises(
+            ConfigError, match=r"tiny lacks driving.json, what others need to drive it; export it again"
+        ):
+            Reader(manifest(condition=FACE, size=(32, 32)))
         with pytest.raises(ConfigError, match="read pictures as colours"):
             Reader(manifest(palette=PALETTE), ReadingConfig(reading="edges"))
 
     def test_clips_suit_their_bundles(self):
-        face = ConditionSpec(kind="maps", encoder="face", map_channels=15, face=FaceConfig(background="none"))
-        for spec, size in ((SPEC, SIZE), (ConditionSpec(kind="maps", map_channels=3), SIZE), (face, (32, 32))):
+        for spec, size in ((SPEC, SIZE), (ConditionSpec(kind="maps", map_channels=3), SIZE), (FACE, (32, 32))):
             kept = builtin_clip(manifest(condition=spec, size=size))
             clip = list(kept)
             assert len(clip) == 48
@@ -315,6 +338,14 @@ class TestPictures:
         with pytest.raises(ConfigError, match="no built-in clip"):
             builtin_clip(manifest(condition=ConditionSpec(kind="maps", map_channels=5)))
 
+    def test_the_built_in_street_of_guided_bundles_says_which_points_are_seen(self):
+        spec = ConditionSpec(class_names=tuple(CLASS_NAMES), guidance_levels=2)
+        first, later = itertools.islice(builtin_clip(manifest(condition=spec, size=(32, 64))), 2)
+        assert [ids.shape for ids in first.points] == [(32, 64), (16, 32)]
+        assert np.isin(first.points[0][first.points[0] >= 0], later.points[0]).mean() > 0.3
+        plain = ConditionSpec(class_names=tuple(CLASS_NAMES))
+        assert next(iter(builtin_clip(manifest(condition=plain, size=(32, 64))))).points is None
+
     def test_a_picture_that_shows_nothing_ends_nothing(self):
         def reader(picture):
             if picture.max() == 0:
@@ -322,12 +353,134 @@ class TestPictures:
             return ConditionMap(labels=picture)
 
         closed = []
+        reader.close = lambda: closed.append(0)
         watched = Watched(iter([np.zeros(1), np.ones(1)]), reader, lambda: closed.append(1))
         with pytest.raises(DataError):
             next(watched)
         assert next(watched).labels == 1
         watched.close()
-        assert closed == [1]
+        assert closed == [0, 1]
+
+
+class TestPeople:
+    """Faces and bodies that are found in pictures, fitted to whom the bundle was trained on."""
+
+    def faces(self, monkeypatch, found):
+        """A finder that takes the landmarks from a list."""
+        monkeypatch.setattr("export.driving.faces_seen", lambda pictures, config: (found.pop(0) for _ in pictures))
+
+    def reader(self, **options):
+        trained = FaceProfile.of(placed(expressions(24)))
+        made = manifest(condition=FACE, size=(32, 32))
+        profile = replace(driving("face", face=trained), size=(240, 240), resized=(32, 32))
+        return Reader(made, ReadingConfig(**options), profile), made
+
+    def test_another_face_becomes_the_trained_one_and_says_how_far_it_lies(self, monkeypatch):
+        own = placed(expressions(24))
+        found = [*turned(own[:6], 2.0, 0.0, (300, 40)), None, own[0] + np.eye(68, 2) * 900]
+        self.faces(monkeypatch, found)
+        reader, made = self.reader()
+        assert (reader.is_whole, reader.warn_above, reader.wanted, reader.notes) == (True, 1.5, (240, 240), [])
+        seen = [reader(np.zeros((480, 640, 3), np.uint8)) for _ in range(8)]
+        drawn = [np.argwhere(ConditionPictures(made)(one.condition)[..., 0] > 0) for one in seen]
+        # Twice as large and elsewhere in the picture, and yet where the trained face was.
+        assert all(np.abs(points.mean(axis=0) - 16).max() < 6 for points in drawn[:6])
+        assert max(one.reach for one in seen[:6]) < 1.5 < seen[7].reach
+        assert [one.is_held for one in seen] == [False] * 6 + [True, False]
+
+    def test_before_anybody_is_found_the_trained_one_rests(self, monkeypatch):
+        self.faces(monkeypatch, [None])
+        reader, made = self.reader()
+        first = reader(np.zeros((480, 640, 3), np.uint8))
+        assert first.is_held
+        assert ConditionPictures(made)(first.condition).any()
+
+    def test_the_page_is_told_of_every_frame(self, monkeypatch, tmp_path):
+        self.faces(monkeypatch, [*placed(expressions(24))[:2], None])
+        reader, _ = self.reader()
+        folder = write_tiny(tmp_path / "face.v2v", condition=FACE, size=(32, 32))
+
+        def opener(folder, **options):
+            return Stream(FakeEngine(), manifest(condition=FACE, size=(32, 32)))
+
+        bundle = LiveBundle(folder, {}, lambda: reader, opener=opener)
+        told = bundle.describe()
+        assert (told["whole"], told["wanted"], told["warn_above"]) == (True, [240, 240], 1.5)
+        with Page(bundle) as page:
+            page.session.tell(Settings(causal=True))
+            for number in range(3):
+                page.session.give(PictureMessage(number, 0.0, jpeg(48, 64)))
+                page.until(lambda n=number: len(page.frames) == n + 1)
+        assert [frame.is_held for frame in page.frames] == [False, False, True]
+        assert all(0 <= frame.reach < 1.5 for frame in page.frames)
+        assert not any(frame.is_guided for frame in page.frames)
+
+    def test_people_are_found_by_mediapipe_which_ends_with_the_page(self, monkeypatch):
+        pose = PoseConfig(densepose=True)
+        spec = ConditionSpec(kind="maps", encoder="pose", map_channels=pose.channels, pose=pose)
+        profile = replace(
+            driving("pose", body=BodyProfile.of(walk(24))), size=(240, 240), resized=(48, 48), prepared=False
+        )
+        people, ended = [SeenPerson(person, None) for person in walk(24)], []
+
+        def seen(pictures, config):
+            try:
+                for _, person in zip(pictures, people, strict=False):
+                    yield person._replace(parts=np.zeros((240, 240, 3), np.uint8))
+            finally:
+                ended.append(config.complexity)
+
+        monkeypatch.setattr("export.driving.people_seen", seen)
+        reader = Reader(manifest(condition=spec, size=(48, 48)), ReadingConfig(pose=BodyConfig(complexity=0)), profile)
+        assert (reader.reading, reader.is_whole, reader.warn_above) == ("pose", True, 1.5)
+        assert "only a stand-in" in reader.notes[0]
+        made = [reader(np.zeros((240, 240, 3), np.uint8)) for _ in range(3)]
+        assert made[0].condition.maps.shape == (spec.map_channels, 48, 48)
+        assert all(one.reach is not None for one in made)
+        reader.close()
+        assert ended == [0]
+
+    def test_missing_finders_are_named_before_anybody_connects(self, monkeypatch):
+        def missing():
+            raise MissingExtraError("install the extra 'face'")
+
+        monkeypatch.setattr(landmarks, "check_installed", missing)
+        with pytest.raises(MissingExtraError, match="'face'"):
+            self.reader()[0].check()
+
+    def test_what_needs_later_pictures_is_refused(self):
+        with pytest.raises(ConfigError, match="no end to wait for"):
+            ReadingConfig(driving=DrivingConfig(fit="sequence"))
+        with pytest.raises(ConfigError, match="no such file; check --background"):
+            ReadingConfig(background=Path("nowhere.png"))
+
+    def test_backgrounds_that_are_lacking_are_told(self, tmp_path):
+        reader, _ = self.reader()
+        canny = ConditionSpec(kind="maps", encoder="face", map_channels=15, face=DrawnFace(background="canny"))
+        trained = driving("face", face=FaceProfile.of(placed(expressions(24))))
+        bundle = manifest(condition=canny, size=(32, 32))
+        assert "left black" in Reader(bundle, None, trained).notes[0]
+        frame = tmp_path / "frame.png"
+        cv2.imwrite(str(frame), np.zeros((32, 32, 3), np.uint8))
+        assert Reader(bundle, ReadingConfig(background=frame), trained).notes == []
+        assert reader.notes == []
+
+
+def test_guided_frames_are_marked(tmp_path):
+    spec = ConditionSpec(class_names=SPEC.class_names, guidance_levels=1)
+    folder = write_tiny(tmp_path / "guided.v2v", palette=PALETTE, condition=spec)
+    labels, points = label_maps(1)[0], [np.zeros(SIZE, np.int32)]
+    sources = {
+        "guided": lambda: iter([ConditionMap(labels=labels, points=points)]),
+        "plain": lambda: iter([ConditionMap(labels=labels)]),
+    }
+    bundle = LiveBundle(folder, sources, None, opener=fake_opener)
+    assert bundle.describe()["guidance"]
+    for name in sources:
+        with Page(bundle) as page:
+            page.session.tell(Source(name))
+            page.until(lambda p=page: p.frames)
+        assert page.frames[0].is_guided == (name == "guided")
 
 
 class Page:
@@ -546,6 +699,7 @@ class TestServer:
             assert f"/{name}" in page.text
             assert client.get(f"/{name}").status_code == 200
         assert "style=" not in page.text
+        assert SYNTHETIC_COMMENT in client.get("/live.js").text
         for path in ("/docs", "/openapi.json", "/../setup.py", "/static/live.js"):
             assert client.get(path).status_code == 404
         assert client.post("/").status_code == 405

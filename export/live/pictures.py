@@ -9,7 +9,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar, get_args
 
@@ -18,25 +18,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import Manifest
-from export.convert import ClassColours, Picture, cover, scale
+from export.convert import ClassColours, Picture, cover
+from export.driving import Driven, drive_by_pictures, not_in_pictures
 from export.stream import ConditionMap
 from fastv2v.data.classes import bit_palette, colourise
 from fastv2v.data.conditions import ConditionSpec, maps_to_float
-from fastv2v.data.face import CropBox, draw_face
+from fastv2v.data.driving.config import DrivingConfig
+from fastv2v.data.driving.profile import DrivingProfile, Kind
+from fastv2v.data.face import draw_face
+from fastv2v.data.images import read_image
 from fastv2v.data.pose import NUM_PARTS, pose_picture
 from fastv2v.data.prepare import landmarks
+from fastv2v.data.prepare.body import BodyConfig, BodyFinder
 from fastv2v.data.prepare.edges import EdgeConfig, draw_edges
-from fastv2v.data.prepare.labels import LabelConfig, Segmenter, draw_labels
-from fastv2v.data.prepare.palette import draw_palette, read_palette
+from fastv2v.data.prepare.labels import LabelConfig, Segmenter
 from fastv2v.data.transforms import Size
+from fastv2v.data.unprojection import pyramid
 from fastv2v.data.world import CLASS_NAMES, WorldConfig, render_clip
-from fastv2v.errors import ConfigError, DataError
+from fastv2v.errors import ConfigError
 
-Reading = Literal["face", "edges", "picture", "palette", "network", "colours"]
+Reading = Literal["face", "pose", "edges", "picture", "palette", "network", "colours"]
 """What is read in a picture."""
+Condition = ConditionMap | Driven
+"""What a picture becomes: driven, where it is known how far it lies from what was trained."""
 
-_FOLLOW: Final = 0.15
-_STILL: Final = 0.06
 _CLIP_FRAMES: Final = 48
 
 Result = TypeVar("Result")
@@ -47,24 +52,33 @@ class ReadingConfig:
     """How pictures of a camera or video become conditions."""
 
     reading: Reading | None = None
-    """face: landmarks (extra 'face'). edges: edge maps. picture: the picture itself. palette: the classes that prepare
-    fitted (--palette). network: the classes of a segmentation network (--labels.model). colours: the class whose colour
-    is nearest. By default face for faces, edges for colour images, and for labels the first of palette and network that
-    is given, else colours."""
-    palette: Path | None = None
-    """The palette.json that fastv2v prepare --kind palette wrote."""
+    """face, pose, palette: as the bundle's driving.json says (extra 'face'; mediapipe; nothing). edges: edge maps.
+    picture: the picture itself. network: the classes of a segmentation network (--labels.model). colours: the class
+    whose colour is nearest. By default the first of these that suits the bundle."""
+    choose: landmarks.Choice = "largest"
+    """Which of several faces drives."""
+    pose: BodyConfig = field(default_factory=BodyConfig)
+    """How people are found."""
     labels: LabelConfig = field(default_factory=LabelConfig)
     """A segmentation network of your own, as fastv2v prepare --kind labels takes it."""
     edges: EdgeConfig = field(default_factory=EdgeConfig)
-    """Which edges are drawn."""
+    """Which edges are drawn; by default those the bundle was trained on, where it says so."""
+    driving: DrivingConfig = field(default_factory=DrivingConfig)
+    """How a driver is fitted to the trained person."""
+    background: Path | None = None
+    """Real frame of the trained person, for bundles of faces that were trained with edges of the background."""
 
     def __post_init__(self) -> None:
         if self.reading not in (None, *get_args(Reading)):
             raise ConfigError(f"a picture is read as one of {', '.join(get_args(Reading))}, got '{self.reading}'")
-        if (self.reading == "palette" and self.palette is None) or (
-            self.reading == "network" and self.labels.model is None
-        ):
-            raise ConfigError("reading a palette needs --palette FILE, and reading a network --labels.model FILE")
+        if self.reading == "network" and self.labels.model is None:
+            raise ConfigError("reading by a network needs --labels.model FILE")
+        if self.choose not in get_args(landmarks.Choice):
+            raise ConfigError(f"unknown choice '{self.choose}'; there are {', '.join(get_args(landmarks.Choice))}")
+        if self.driving.fit == "sequence":
+            raise ConfigError("what is live has no end to wait for; leave out --driving.fit sequence")
+        if self.background is not None and not self.background.is_file():
+            raise ConfigError(f"{self.background}: there is no such file; check --background")
 
 
 class OneByOne(Generic[Result]):
@@ -107,101 +121,100 @@ class OneByOne(Generic[Result]):
             close()
 
 
-class HeadFollower:
-    """The square around a head that moves with it, known at once: 2.5 face widths, as ``fastv2v prepare`` cuts it."""
-
-    def __init__(self) -> None:
-        self._centre: NDArray[np.float64] | None = None
-        self._side = 0.0
-
-    def crop(self, face: NDArray[np.float64]) -> CropBox:
-        """The square around the landmarks (68, 2) of the next picture."""
-        low, high = face.min(axis=0), face.max(axis=0)
-        side = max(8.0, 2.5 * float(high[0] - low[0]))
-        centre = np.array([(low[0] + high[0]) / 2, (3 * low[1] + high[1]) / 4])
-        if self._centre is None or np.abs(centre - self._centre).max() > self._side / 2:
-            self._centre, self._side = centre, side  # another face, or a leap: there is nothing to follow smoothly
-        elif np.abs(centre - self._centre).max() > _STILL * self._side:
-            self._centre = self._centre + _FOLLOW * (centre - self._centre)
-        self._side += 0.1 * _FOLLOW * (side - self._side)  # size breathes with every word; it may only drift
-        half = round(self._side / 2)
-        x, y = np.rint(self._centre).astype(int).tolist()
-        return CropBox(x - half, y - half, x + half, y + half)
-
-
 class Reader:
     """Makes conditions of the pictures of one camera or video.
 
     Args:
         manifest: of the bundle.
         config: how.
+        profile: what the bundle keeps for being driven; None where it has no ``driving.json``.
 
     Raises:
         ConfigError: if the bundle takes what pictures cannot give, or not by this way.
-        DataError: if the palette cannot be read, or has other classes.
-        MissingExtraError: if a package is missing; the message names it.
     """
 
-    def __init__(self, manifest: Manifest, config: ReadingConfig | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, config: ReadingConfig | None = None, profile: DrivingProfile | None = None
+    ) -> None:
         config = config or ReadingConfig()
-        spec = manifest.condition
-        self._manifest, self.reading = manifest, _reading(manifest, config)
-        self._latest: ConditionMap | None = None
-        self._head = HeadFollower()
-        if self.reading == "face":
-            landmarks.check_installed()
-            finding = landmarks.FaceConfig()
-            self._faces = OneByOne(lambda pictures: landmarks.each_frame_faces(pictures, finding))
-        elif self.reading == "edges":
-            self._edges = OneByOne(lambda pictures: draw_edges(pictures, config.edges))
-        elif self.reading == "palette":
-            assert config.palette is not None  # ReadingConfig sees to it
-            palette, cleaning = read_palette(config.palette)
-            _check_classes(spec, len(palette.centres), f"{config.palette}")
-            self._labels = OneByOne(lambda pictures: draw_palette(pictures, palette, cleaning))
-        elif self.reading == "network":
-            segmenter = Segmenter(config.labels)
-            self._labels = OneByOne(lambda pictures: draw_labels(pictures, segmenter, config.labels))
-        elif self.reading == "colours":
+        self._manifest, self._config = manifest, config
+        self.reading = _reading(manifest, config, profile)
+        """What is read in pictures."""
+        self._profile = _profile_for(self.reading, manifest, config, profile)
+        self._background = None if config.background is None else read_image(config.background)
+        self._driven = OneByOne(self._drive)
+        if self.reading == "colours":
             assert manifest.palette is not None  # _reading sees to it
             self._colours = ClassColours(manifest.palette)
 
-    def __call__(self, picture: Picture) -> ConditionMap:
+    @property
+    def is_whole(self) -> bool:
+        """Whether it needs whole pictures, and not their middle in the bundle's proportions."""
+        return self.reading in ("face", "pose")
+
+    @property
+    def wanted(self) -> Size:
+        """(height, width) in which it looks at pictures; larger ones gain nothing."""
+        return self._manifest.size if self._profile is None else self._profile.size
+
+    @property
+    def warn_above(self) -> float | None:
+        """From which distance from what was trained people are warned; None where nobody is fitted."""
+        return self._config.driving.warn_above if self.is_whole else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should know before they judge the model, as sentences."""
+        if self.reading == "colours":
+            return ["pictures are taken for coloured label maps: each pixel becomes the class whose colour is nearest"]
+        if self._profile is None:
+            return []
+        return not_in_pictures(self._profile, self._manifest, has_background=self._background is not None)
+
+    def check(self) -> None:
+        """Try what finding needs, before anybody waits for it.
+
+        Raises:
+            ConfigError: if the segmentation network cannot be used.
+            MissingExtraError: if a package is missing; the message names it.
+        """
+        if self.reading == "face":
+            landmarks.check_installed()
+        elif self.reading == "pose":
+            with BodyFinder(self._config.pose, 1):
+                pass
+        elif self.reading == "network":
+            Segmenter(self._config.labels)
+
+    def __call__(self, picture: Picture) -> Condition:
         """The condition of the next picture, (H, W, 3) RGB of any size.
 
         Raises:
-            DataError: if nothing can be found in it and nothing was found before, or a network gives unknown classes.
+            DataError: if a network gives unknown classes, or what finds people stopped.
         """
-        if self.reading == "face":
-            self._latest = self._face(picture)
-            return self._latest
-        spec, size = self._manifest.condition, self._manifest.size
-        fitted = cover(picture, size)
+        spec = self._manifest.condition
+        if self._profile is not None:
+            return self._driven(picture)
+        fitted = cover(picture, self._manifest.size)
         if self.reading == "picture":
             return ConditionMap(maps=maps_to_float(spec, fitted))
-        if self.reading == "edges":
-            return _edge_maps(spec, self._edges(fitted))
-        labels = self._colours.of(fitted) if self.reading == "colours" else self._labels(fitted)
+        labels = self._colours.of(fitted)
         return ConditionMap(labels=labels, instances=labels if spec.use_instances else None)
 
-    def _face(self, picture: Picture) -> ConditionMap:
-        faces = self._faces(picture)
-        if not len(faces):
-            if self._latest is None:
-                raise DataError("no face is seen; come nearer, face the camera, and see to light")
-            return self._latest
-        face = max(faces, key=lambda found: float(np.ptp(found[:, 0])))
-        spec, size = self._manifest.condition, self._manifest.size
-        box = self._head.crop(face)
-        inside = (face - (box.left, box.top)) * (size[1] / (box.right - box.left), size[0] / (box.bottom - box.top))
-        assert spec.face is not None  # _reading sees to it
-        frame = None
-        if spec.face.background == "canny":
-            frame = scale(landmarks.crop_mirrored(picture, box), size, "image")
-        return ConditionMap(maps=maps_to_float(spec, draw_face(inside, size, spec.face, frame)))
+    def close(self) -> None:
+        """Forget the driver, and end what finds people."""
+        self._driven.close()
+
+    def _drive(self, pictures: Iterable[Picture]) -> Iterator[Driven]:
+        assert self._profile is not None
+        config = self._config
+        return drive_by_pictures(
+            self._profile, self._manifest, pictures, config.driving, face=landmarks.FaceConfig(choose=config.choose),
+            body=config.pose, labels=config.labels, background=self._background,
+        )  # fmt: skip
 
 
-class Watched(Iterator[ConditionMap]):
+class Watched(Iterator[Condition]):
     """Conditions of the pictures of a camera or video of this machine.
 
     A picture in which nothing is found is an error and not the end: the next one may show it.
@@ -215,7 +228,7 @@ class Watched(Iterator[ConditionMap]):
     def __init__(self, pictures: Iterator[Picture], reader: Reader, close: Callable[[], object] | None = None) -> None:
         self._pictures, self._reader, self._close = pictures, reader, close
 
-    def __next__(self) -> ConditionMap:
+    def __next__(self) -> Condition:
         """The next condition.
 
         Raises:
@@ -225,53 +238,57 @@ class Watched(Iterator[ConditionMap]):
 
     def close(self) -> None:
         """Let go of the source."""
+        self._reader.close()
         if self._close is not None:
             self._close()
 
 
-def _reading(manifest: Manifest, config: ReadingConfig) -> Reading:
+def _reading(manifest: Manifest, config: ReadingConfig, profile: DrivingProfile | None) -> Reading:
     """What is read in pictures for a bundle.
 
     Raises:
         ConfigError: if nothing can be.
     """
     spec, asked = manifest.condition, config.reading
-    possible: tuple[Reading, ...] = ()
-    if spec.encoder == "face":
-        possible = ("face",)
-    elif spec.encoder == "rgb":
-        possible = ("edges", "picture")
-    elif spec.encoder == "maps" and spec.given_channels == 1:
-        possible = ("edges",)
-    elif spec.kind == "labels":
-        ways: dict[Reading, bool] = {
-            "palette": config.palette is not None,
-            "network": config.labels.model is not None,
-            "colours": manifest.palette is not None,
-        }
-        possible = tuple(way for way, is_there in ways.items() if is_there)
+    kind = None if profile is None else profile.kind
+    ways: dict[Reading, bool] = {
+        "face": kind == "face",
+        "pose": kind == "pose",
+        "edges": spec.encoder == "rgb",
+        "picture": spec.encoder == "rgb",
+        "palette": kind == "palette",
+        "network": spec.kind == "labels" and config.labels.model is not None,
+        "colours": spec.kind == "labels" and manifest.palette is not None,
+    }
+    possible = tuple(way for way, is_there in ways.items() if is_there)
     if not possible:
-        raise ConfigError(
-            f"no picture becomes {spec.describe()} here: a camera cannot drive {manifest.name}; label maps come from "
-            "--palette or --labels.model, and poses and other maps from --data"
+        advice = (
+            f"{manifest.name} lacks driving.json, what others need to drive it; export it again, or give --data"
+            if spec.encoder in ("face", "pose")
+            else "label maps come from --labels.model, other maps from --data"
         )
+        raise ConfigError(f"no picture becomes {spec.describe()} here, so a camera cannot drive it: {advice}")
     if asked is not None and asked not in possible:
         raise ConfigError(f"{manifest.name} takes {spec.describe()}; read pictures as {' or '.join(possible)}")
     return asked or possible[0]
 
 
-def _check_classes(spec: ConditionSpec, found: int, where: str) -> None:
-    if found != spec.num_classes:
-        raise DataError(
-            f"{where} has {found} classes and the bundle {spec.num_classes}; give the palette.json of the data set it "
-            "was trained on"
+def _profile_for(
+    reading: Reading, manifest: Manifest, config: ReadingConfig, profile: DrivingProfile | None
+) -> DrivingProfile | None:
+    """By what pictures become conditions; None where they hardly need anything."""
+    kinds: dict[Reading, Kind] = {
+        "face": "face", "pose": "pose", "edges": "edges", "palette": "palette", "network": "labels",
+    }  # fmt: skip
+    kind = kinds.get(reading)
+    if kind is None:
+        return None
+    if profile is None or profile.kind != kind:
+        size = manifest.size
+        profile = DrivingProfile(
+            kind=kind, size=size, resized=size, offset=(0, 0), interpolation="area", prepared=False, edges=config.edges
         )
-
-
-def _edge_maps(spec: ConditionSpec, edges: NDArray[np.uint8]) -> ConditionMap:
-    if spec.encoder == "rgb":
-        return ConditionMap(maps=maps_to_float(spec, cv2.merge([edges] * 3)))
-    return ConditionMap(maps=(edges[None] > 0).astype(np.float32))
+    return profile if config.edges == EdgeConfig() else replace(profile, edges=config.edges)
 
 
 class ConditionPictures:
@@ -345,19 +362,22 @@ def builtin_clip(manifest: Manifest) -> Kept:
     times = range(_CLIP_FRAMES)
     if spec.kind == "labels":
         is_street = tuple(spec.class_names) == tuple(CLASS_NAMES) and not any(side % 4 or side < 32 for side in size)
-        return Kept(_street(size, manifest.fps) if is_street else (_shapes(spec, size, t) for t in times))
+        return Kept(_street(spec, size, manifest.fps) if is_street else (_shapes(spec, size, t) for t in times))
     if spec.face is not None and spec.face.background == "none":
         return Kept(_drawn_face(spec, size, t) for t in times)
-    if spec.encoder == "rgb" or (spec.encoder == "maps" and spec.given_channels == 1):
+    if spec.encoder == "rgb":
         made = (_shapes(ConditionSpec(class_names=("0", "1", "2")), size, t).labels for t in times)
         coloured = (colourise(ids, bit_palette(3)) for ids in made if ids is not None)
-        return Kept(_edge_maps(spec, edges) for edges in draw_edges(coloured, EdgeConfig(hold=False)))
+        drawn = (cv2.merge([edges] * 3) for edges in draw_edges(coloured, EdgeConfig(hold=False)))
+        return Kept(ConditionMap(maps=maps_to_float(spec, edges)) for edges in drawn)
     raise ConfigError(f"there is no built-in clip of {spec.describe()}; give a data set (--data)")
 
 
-def _street(size: Size, fps: float) -> Iterator[ConditionMap]:
+def _street(spec: ConditionSpec, size: Size, fps: float) -> Iterator[ConditionMap]:
     config = WorldConfig(size=size, num_frames=_CLIP_FRAMES, fps=min(240.0, max(1.0, fps)), camera="return")
-    return (ConditionMap(labels=made.labels, instances=made.instances) for made in render_clip(config, 0))
+    for made in render_clip(config, 0, points=spec.guidance_levels > 0):
+        points = None if made.points is None else pyramid(made.points, made.depth, spec.guidance_levels)
+        yield ConditionMap(labels=made.labels, instances=made.instances, points=points)
 
 
 def _shapes(spec: ConditionSpec, size: Size, t: int) -> ConditionMap:

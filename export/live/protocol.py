@@ -6,14 +6,16 @@ Page to server, binary: a picture. 16 bytes, then one baseline JPEG::
 
     uint8 version = 1, uint8 kind = 1, uint16 0, uint32 number, float64 time
 
-Server to page, binary: a frame. 28 bytes, then two JPEGs: the condition (``length`` bytes), the frame (the rest)::
+Server to page, binary: a frame. 32 bytes, then two JPEGs: the condition (``length`` bytes), the frame (the rest)::
 
     uint8 version = 1, uint8 kind = 2, uint16 flags, uint32 index, uint32 number, float64 time, float32 delay,
-    uint32 length
+    float32 reach, uint32 length
 
-``flags`` is 1 on a keyframe; ``index`` counts the delivered frames of a stream; ``number`` and ``time`` are those of
-the picture the frame was made from, as the page gave them (0 where the server has the source); ``delay`` is in
-milliseconds from the arrival of that picture to the frame.
+``flags`` is the sum of 1 on a keyframe, 2 where nobody was found and the condition before stands in, and 4 where the
+frame is guided by the painted world. ``reach`` is how far a fitted face or body lies from what was trained, 1 being as
+far as 99 % of the trained frames; NaN of others. ``index`` counts the delivered frames of a stream; ``number`` and
+``time`` are those of the picture the frame was made from, as the page gave them (0 where the server has the source);
+``delay`` is in milliseconds from the arrival of that picture to the frame.
 
 What text the page may send is in ``COMMANDS``; the first must be ``hello``. The server answers ``hello`` with what it
 offers, sends ``state`` where settings change or are refused and ``stats`` every second, and ``error`` with a sentence,
@@ -33,7 +35,7 @@ from fastv2v.errors import DataError
 
 VERSION: Final = 1
 PICTURE_KIND, FRAME_KIND = 1, 2
-KEYFRAME_FLAG: Final = 1
+KEYFRAME_FLAG, HELD_FLAG, GUIDED_FLAG = 1, 2, 4
 
 MAX_TEXT: Final = 16_384
 """Characters of the longest text message that is read."""
@@ -41,7 +43,7 @@ MAX_POINTS: Final = 256
 """Points of one stroke."""
 
 _PICTURE: Final = struct.Struct("<BBHId")
-_FRAME: Final = struct.Struct("<BBHIIdfI")
+_FRAME: Final = struct.Struct("<BBHIIdffI")
 
 
 class PictureMessage(NamedTuple):
@@ -73,6 +75,12 @@ class FrameMessage:
     """JPEG of what it was made from."""
     frame: bytes
     """JPEG."""
+    reach: float | None = None
+    """How far the driver, as fitted, lies from what was trained; None where nobody is fitted."""
+    is_held: bool = False
+    """Whether nobody was found, so that the condition before stands in."""
+    is_guided: bool = False
+    """Whether the source says which points of the world are seen."""
 
 
 def pack_picture(message: PictureMessage) -> bytes:
@@ -98,10 +106,10 @@ def unpack_picture(data: bytes) -> PictureMessage:
 
 def pack_frame(message: FrameMessage) -> bytes:
     """The bytes of a frame."""
-    flags = KEYFRAME_FLAG if message.is_keyframe else 0
+    flags = KEYFRAME_FLAG * message.is_keyframe + HELD_FLAG * message.is_held + GUIDED_FLAG * message.is_guided
     head = _FRAME.pack(
         VERSION, FRAME_KIND, flags, message.index, message.number, message.time_ms, message.delay_ms,
-        len(message.condition),
+        math.nan if message.reach is None else message.reach, len(message.condition),
     )  # fmt: skip
     return head + message.condition + message.frame
 
@@ -114,12 +122,14 @@ def unpack_frame(data: bytes) -> FrameMessage:
     """
     if len(data) < _FRAME.size:
         raise DataError(f"a frame message has at least {_FRAME.size} bytes, got {len(data)}")
-    version, kind, flags, index, number, time_ms, delay_ms, length = _FRAME.unpack_from(data)
+    version, kind, flags, index, number, time_ms, delay_ms, reach, length = _FRAME.unpack_from(data)
     if (version, kind) != (VERSION, FRAME_KIND) or length > len(data) - _FRAME.size:
         raise DataError(f"expected a frame of protocol {VERSION}, got kind {kind} of {version}")
     middle = _FRAME.size + length
-    is_keyframe = bool(flags & KEYFRAME_FLAG)
-    return FrameMessage(index, number, time_ms, delay_ms, is_keyframe, data[_FRAME.size : middle], data[middle:])
+    is_keyframe, is_held, is_guided = (bool(flags & flag) for flag in (KEYFRAME_FLAG, HELD_FLAG, GUIDED_FLAG))
+    pictures = data[_FRAME.size : middle], data[middle:]
+    told = None if math.isnan(reach) else reach
+    return FrameMessage(index, number, time_ms, delay_ms, is_keyframe, *pictures, told, is_held, is_guided)
 
 
 _BASELINE, _EXTENDED = 0xC0, 0xC1

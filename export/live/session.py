@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from export.bundle import Manifest, load_manifest
 from export.convert import Picture
+from export.driving import Driven
 from export.engines import AUTO, available_candidates, parse_engine
 from export.interpolation import NETWORK_METHOD, open_network
 from export.live.brush import Overlay
-from export.live.pictures import ConditionPictures, Reader
+from export.live.pictures import Condition, ConditionPictures, Reader
 from export.live.protocol import (
     Clear,
     Command,
@@ -56,7 +57,7 @@ _STATS_S: Final = 1.0
 _IDLE_S: Final = 0.5
 _REMEMBERED: Final = 256
 
-SourceMaker = Callable[[], Iterator[ConditionMap]]
+SourceMaker = Callable[[], Iterator[Condition]]
 """Begins a source of the server's from its first condition. An iterator that ends is begun again; one with a method
 ``close`` is closed when it is no longer wanted."""
 Emit = Callable[[bytes | str], None]
@@ -122,6 +123,7 @@ class LiveBundle:
     ) -> None:
         self.folder, self.manifest = Path(folder), load_manifest(Path(folder))
         self.sources, self.new_reader, self.unreadable = dict(sources), new_reader, unreadable
+        self._example = None if new_reader is None else new_reader()
         self.config = config or LiveConfig()
         self._opener = opener
         self.engines = (AUTO, *(f"{c.engine}:{c.precision}" for c in available_candidates(self.folder)))
@@ -174,7 +176,7 @@ class LiveBundle:
         """What the page has to know, as values that JSON has."""
         manifest, spec = self.manifest, self.manifest.condition
         colours = ConditionPictures(manifest).palette.tolist() if spec.kind == "labels" else []
-        names = spec.class_names
+        names, reader = spec.class_names, self._example
         return {
             "type": "hello",
             "name": manifest.name,
@@ -189,7 +191,11 @@ class LiveBundle:
             "sources": [*self.sources],
             "pictures": self.new_reader is not None,
             "unreadable": self.unreadable,
-            "whole": spec.encoder == "face",
+            "whole": reader is not None and reader.is_whole,
+            "wanted": list(manifest.size if reader is None else reader.wanted),
+            "warn_above": None if reader is None else reader.warn_above,
+            "notes": [] if reader is None else reader.notes,
+            "guidance": spec.guidance_levels > 0,
         }
 
 
@@ -200,6 +206,9 @@ class _Given(NamedTuple):
     time_ms: float
     arrived: float
     shown: bytes
+    reach: float | None
+    is_held: bool
+    is_guided: bool
 
 
 _Work = (
@@ -226,10 +235,10 @@ class LiveSession:
         self._dropped = 0
         self._settings = LiveSettings()
         self._source = PAGE
-        self._conditions: Iterator[ConditionMap] | None = None
+        self._conditions: Iterator[Condition] | None = None
         self._reader: Reader | None = None
         self._held = False
-        self._latest: ConditionMap | None = None
+        self._latest: Condition | None = None
         self._due = 0.0
         self._given: dict[int, _Given] = {}
         self._view = ConditionPictures(bundle.manifest)
@@ -297,6 +306,7 @@ class LiveSession:
             self._say("error", message="the stream failed on the server; its log says why", final=True)
         finally:
             self._end_source()
+            self._end_reader()
             if stream is not None:
                 stream.close()
 
@@ -356,6 +366,7 @@ class LiveSession:
             with self._changed:
                 self._pictures.clear()  # what waited meanwhile is old
         elif isinstance(command, Restart):
+            self._end_reader()  # a driver is got to know anew too
             stream.restart()
         elif isinstance(command, Stroke | Undo | Clear):
             self._paint(command)
@@ -393,7 +404,8 @@ class LiveSession:
         if name != PAGE and name not in self._bundle.sources:
             raise DataError(f"there is no source {name!r}; there are {', '.join((PAGE, *self._bundle.sources))}")
         self._end_source()
-        self._held, self._latest, self._reader = False, None, None
+        self._end_reader()
+        self._held, self._latest = False, None
         self._source = PAGE
         with self._changed:
             self._pictures.clear()
@@ -407,6 +419,11 @@ class LiveSession:
         if close is not None:
             close()
 
+    def _end_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
     def _push(self, stream: Stream, work: _Work) -> None:
         number, time_ms, arrived = 0, 0.0, time.perf_counter()
         if work[0] == "picture":
@@ -416,11 +433,14 @@ class LiveSession:
         elif work[0] == "source":
             self._latest = self._following()
         assert self._latest is not None  # only a condition that was there is held
-        condition = self._painted(self._latest)
+        driven = self._latest if isinstance(self._latest, Driven) else None
+        condition = self._painted(self._latest if driven is None else driven.condition)  # type: ignore[arg-type]
         index = stream.num_taken
         frames = stream.push(condition)
+        shown = _jpeg(self._view(condition), self._bundle.config.quality)
+        reach, is_held = (None, False) if driven is None else (driven.reach, driven.is_held)
         # Frames of a keyframe that has not come yet are remembered; more than a few gaps never wait.
-        self._given[index] = _Given(number, time_ms, arrived, _jpeg(self._view(condition), self._bundle.config.quality))
+        self._given[index] = _Given(number, time_ms, arrived, shown, reach, is_held, condition.points is not None)
         if len(self._given) > _REMEMBERED:
             self._given.pop(min(self._given))
         for item in frames:
@@ -432,18 +452,21 @@ class LiveSession:
             return
         delay_ms = 1000 * (time.perf_counter() - given.arrived)
         jpeg = _jpeg(item.frame, self._bundle.config.quality)
-        message = FrameMessage(item.index, given.number, given.time_ms, delay_ms, item.is_keyframe, given.shown, jpeg)
+        message = FrameMessage(
+            item.index, given.number, given.time_ms, delay_ms, item.is_keyframe, given.shown, jpeg,
+            given.reach, given.is_held, given.is_guided,
+        )  # fmt: skip
         self._counted += 1
         self._emit(pack_frame(message))
 
-    def _read(self, message: PictureMessage) -> ConditionMap:
+    def _read(self, message: PictureMessage) -> Condition:
         if self._bundle.new_reader is None:
             raise ConfigError(self._bundle.unreadable)
         if self._reader is None:
             self._reader = self._bundle.new_reader()
         return self._reader(decode_picture(message.jpeg, self._bundle.config.max_pixels))
 
-    def _following(self) -> ConditionMap:
+    def _following(self) -> Condition:
         """The next condition of the server's source, which begins again at its end."""
         assert self._conditions is not None
         condition = next(self._conditions, None)

@@ -19,21 +19,21 @@ from export.driving import (
     Driven,
     ReachLog,
     drive_bodies,
+    drive_by_pictures,
     drive_faces,
-    drive_pictures,
+    not_in_pictures,
     read_driving,
     with_bar,
 )
 from fastv2v.data.driving.config import DrivingConfig
 from fastv2v.data.driving.profile import DrivingProfile, driving_landmarks, driving_people, kind_of
-from fastv2v.data.driving.seen import SeenPerson, faces_seen, people_seen
+from fastv2v.data.driving.seen import SeenPerson
 from fastv2v.data.face import FaceConfig as FaceMaps
 from fastv2v.data.folder import FolderConfig, Phase, open_folder
 from fastv2v.data.images import read_image, read_planes
 from fastv2v.data.pose import PoseConfig
 from fastv2v.data.prepare.body import BodyConfig
 from fastv2v.data.prepare.labels import LabelConfig
-from fastv2v.data.prepare.landmarks import FaceConfig
 from fastv2v.data.sequences import Sequence
 from fastv2v.errors import ConfigError
 from fastv2v.run import write_json
@@ -129,24 +129,17 @@ def open_driver(
     if sequence is not None or phase != "test" or test_tail:
         raise ConfigError(f"--sequence, --phase and --test-tail choose from a data set, and {source} is none")
     pictures = iter(opened.enter_context(Camera(int(source)))) if is_camera else read_video(path)
-    return Driver(None, _of_pictures(pictures, profile, manifest, args))
+    _warn(profile, manifest, args)
+    body, labels = BodyConfig(python=args.python), LabelConfig(model=args.model)
+    frames = drive_by_pictures(
+        profile, manifest, pictures, args.fitting, body=body, labels=labels, background=_background(args)
+    )
+    return Driver(None, frames)
 
 
-def _of_pictures(
-    pictures: Iterator[Picture], profile: DrivingProfile, manifest: Manifest, args: DrivingArgs
-) -> Iterator[Driven]:
-    if profile.kind == "face":
-        return drive_faces(profile, manifest, faces_seen(pictures, FaceConfig()), args.fitting, _background(args))
-    if profile.kind == "pose":
-        pose = manifest.condition.pose
-        if pose is not None and pose.densepose and not profile.prepared:
-            _LOG.warning(
-                "%s was trained on maps of DensePose, and a video gives only a stand-in for them: drive it by a data "
-                "set that has DensePose maps, if there is one",
-                manifest.name,
-            )
-        return drive_bodies(profile, manifest, people_seen(pictures, BodyConfig(python=args.python)), args.fitting)
-    return drive_pictures(profile, manifest, pictures, LabelConfig(model=args.model))
+def _warn(profile: DrivingProfile, manifest: Manifest, args: DrivingArgs) -> None:
+    for sentence in not_in_pictures(profile, manifest, has_background=args.background is not None):
+        _LOG.warning("%s (--driving.background)" if profile.kind == "face" else "%s", sentence)
 
 
 def _of_data(
@@ -186,6 +179,7 @@ def _of_data(
     if chosen is None:
         raise ConfigError(f"{root} has no sequence {sequence!r} in its part '{phase}'; it has {', '.join(found)}")
     if profile.kind == "face":
+        _warn(profile, manifest, args)
         frames = drive_faces(profile, manifest, driving_landmarks(chosen), args.fitting, _background(args))
     else:
         frames = drive_bodies(profile, manifest, _people_of(chosen), args.fitting)

@@ -16,11 +16,12 @@ import tyro
 
 from export.bundle import Manifest, load_manifest
 from export.camera import Camera
+from export.driving import DRIVING_FILE, read_driving
 from export.engines import this_machine
 from export.live.pictures import Reader, ReadingConfig, Watched, builtin_clip
 from export.live.session import LiveBundle, LiveConfig, SourceMaker
 from export.runtime import filling_threads
-from export.sources import condition_files, instance_files, read_conditions
+from export.sources import condition_files, instance_files, read_conditions, unprojection_files
 from fastv2v.commands.arguments import parse
 from fastv2v.commands.stream import open_sequence
 from fastv2v.data.folder import Phase
@@ -64,6 +65,8 @@ class LiveArgs:
     """Folder of one sequence's label maps or condition images to offer."""
     instances: Path | None = None
     """Folder of their instance maps, where the bundle uses them."""
+    unprojections: Path | None = None
+    """Folder of their unprojections, where the bundle is guided by its painted world. With --data they are found."""
     data: Path | None = None
     """Data set to offer a sequence of, read as fastv2v stream reads it."""
     sequence: str | None = None
@@ -80,8 +83,8 @@ class LiveArgs:
             raise ConfigError("--certificate and --key go together")
         if self.data is None and (self.sequence is not None or self.phase != "test" or self.test_tail):
             raise ConfigError("--sequence, --phase and --test-tail belong to --data")
-        if self.instances is not None and self.conditions is None:
-            raise ConfigError("--instances belongs to --conditions")
+        if self.conditions is None and (self.instances is not None or self.unprojections is not None):
+            raise ConfigError("--instances and --unprojections belong to --conditions")
 
 
 def live_bundle(args: LiveArgs) -> LiveBundle:
@@ -96,8 +99,10 @@ def live_bundle(args: LiveArgs) -> LiveBundle:
     manifest = load_manifest(args.bundle)
     unreadable, new_reader = "", None
     try:
-        Reader(manifest, args.reading)
-        new_reader = partial(Reader, manifest, args.reading)
+        profile = read_driving(args.bundle, manifest) if DRIVING_FILE in manifest.files else None
+        made = partial(Reader, manifest, args.reading, profile)
+        made().check()
+        new_reader = made
     except (ConfigError, MissingExtraError) as error:
         if args.reading != ReadingConfig() or args.camera is not None or args.video is not None:
             raise
@@ -117,7 +122,10 @@ def _sources(args: LiveArgs, manifest: Manifest, new_reader: Callable[[], Reader
         listed = condition_files(args.conditions)
         instances = instance_files(manifest, listed, args.instances)
         is_labels = manifest.condition.kind == "labels"
-        sources["folder"] = lambda: read_conditions(listed, manifest.size, labels=is_labels, instances=instances)
+        points = unprojection_files(manifest, listed, args.unprojections)
+        sources["folder"] = lambda: read_conditions(
+            listed, manifest.size, labels=is_labels, instances=instances, unprojections=points
+        )
     try:
         clip = builtin_clip(manifest)
         sources["built-in clip"] = lambda: iter(clip)

@@ -2,8 +2,9 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const VERSION = 1, PICTURE = 1, FRAME = 2, KEYFRAME = 1;
-const PICTURE_HEAD = 16, FRAME_HEAD = 28, PLOTTED = 240, MOST_WAITING = 12;
+const VERSION = 1, PICTURE = 1, FRAME = 2, KEYFRAME = 1, HELD = 2, GUIDED = 4;
+const PICTURE_HEAD = 16, FRAME_HEAD = 32, PLOTTED = 240, MOST_WAITING = 12, SENT_SIDE = 480;
+const MARK = "Synthesised by fastv2v: these pictures were made by a network and show no real event.";
 
 const state = {
   socket: null, hello: null, settings: {}, source: "page", retry: 500, ended: false,
@@ -11,6 +12,7 @@ const state = {
   frames: [], arrivals: [], shownAt: 0, interval: 1000 / 25, delays: [], times: [], generation: 0,
   brush: { label: 0, size: 14, last: null, points: [], begins: true, cursor: null },
   recorder: null, parts: [],
+  reaches: [], heldSince: null, isGuided: true, lastIndex: -1, skipped: 0,
 };
 
 // ---- what is said to the user
@@ -58,7 +60,7 @@ function told(message) {
   if (message.type === "hello") greet(message);
   else if (message.type === "state") settle(message);
   else if (message.type === "stats") count(message);
-  else if (message.type === "error") say(`${message.message}.`);
+  else if (message.type === "error") say(message.message && `${message.message}.`);
 }
 
 function greet(hello) {
@@ -72,12 +74,20 @@ function greet(hello) {
   say("");
   offerSources();
   options($("engine"), hello.engines.map((name) => [name, name]));
-  options($("gap"), Array.from({ length: 16 }, (_, i) => [i + 1, i + 1]));
+  options($("gap"), Array.from({ length: Math.max(16, hello.gap || 0) }, (_, i) => [i + 1, i + 1]));
   const said = { blend: "cross-fade", ultrafast: "motion, coarse", fast: "motion", medium: "motion, finer", network: "network" };
   options($("grade"), hello.grades.map((name) => [name, said[name] || name]));
   $("brush").hidden = !hello.classes.length;
   if (hello.classes.length) offerClasses(hello.classes);
-  if (isFirst || state.source !== "page") choose(hello.sources[0] || (hello.pictures ? "camera" : null));
+  $("outside").hidden = hello.warn_above === null;
+  if (hello.warn_above !== null) $("reachbar").high = hello.warn_above;
+  $("notes").replaceChildren(...hello.notes.map((note) => {
+    const item = document.createElement("li");
+    item.textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
+    return item;
+  }));
+  if (hello.sources.includes(state.source)) choose(state.source);
+  else if (isFirst) choose(hello.sources[0] || (hello.pictures ? "camera" : null));
   else send("source", { name: "page" });
 }
 
@@ -105,7 +115,7 @@ function settle(message) {
 
 function count(stats) {
   $("step").textContent = stats.keyframe_ms.toFixed(1);
-  $("dropped").textContent = String(stats.dropped);
+  $("dropped").textContent = String(stats.dropped + state.skipped);
 }
 
 // ---- sources
@@ -145,11 +155,21 @@ async function choose(name) {
     say("This browser gives its camera to https pages and to http://localhost only.");
     return;
   }
+  const generation = state.generation;
+  let stream;
   try {
-    state.stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 }, audio: false });
+    stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 }, audio: false });
   } catch (error) {
-    say(`The camera cannot be used: ${error.message || error.name}.`);
+    say(`The camera cannot be used: ${error.message || error.name}. Allow it in the browser, see that no other program has it, and choose it again.`);
     return;
+  }
+  if (generation !== state.generation) { // another source was chosen while the browser asked
+    for (const track of stream.getTracks()) track.stop();
+    return;
+  }
+  state.stream = stream;
+  for (const track of stream.getTracks()) {
+    track.onended = () => { if (state.stream === stream) say("The camera stopped; connect it and choose it again."); };
   }
   state.video.srcObject = state.stream;
   startPictures("camera");
@@ -165,7 +185,7 @@ $("file").onchange = () => {
   startPictures("file");
 };
 
-$("video").onerror = () => { if (state.video.src) say("This browser cannot play that file."); };
+$("video").onerror = () => { if (state.video.src) say("This browser cannot play that file; give an MP4 or WebM, or let the server play it (--video)."); };
 
 function startPictures(name) {
   state.source = "page";
@@ -180,6 +200,7 @@ function startPictures(name) {
 
 function stopPictures() {
   state.capturing = false;
+  state.reaches = [];
   state.generation++;
   if (state.stream) for (const track of state.stream.getTracks()) track.stop();
   state.stream = null;
@@ -224,18 +245,19 @@ function nextPicture() {
   });
 }
 
-// Faces are sent whole, for the head is followed on the server; others are cut to the bundle's proportions here.
+// People are looked for in whole pictures; others are cut to the trained proportions here.
 async function shot(video) {
-  const [height, width] = state.hello.size;
+  const [height, width] = state.hello.wanted;
   let [w, h] = [video.videoWidth, video.videoHeight];
   if (!w || !h) return null;
   let [x, y, out] = [0, 0, [w, h]];
   if (state.hello.whole) {
-    const scale = Math.min(1, 480 / Math.min(w, h));
+    const scale = Math.min(1, SENT_SIDE / Math.min(w, h));
     out = [Math.round(w * scale), Math.round(h * scale)];
   } else {
     const [cw, ch] = [Math.min(w, (h * width) / height), Math.min(h, (w * height) / width)];
-    [x, y, w, h, out] = [(w - cw) / 2, (h - ch) / 2, cw, ch, [width, height]];
+    const scale = Math.min(1, SENT_SIDE / Math.min(width, height));
+    [x, y, w, h, out] = [(w - cw) / 2, (h - ch) / 2, cw, ch, [Math.round(width * scale), Math.round(height * scale)]];
   }
   if (grabbed.width !== out[0] || grabbed.height !== out[1]) Object.assign(grabbed, { width: out[0], height: out[1] });
   grabbed.getContext("2d").drawImage(video, x, y, w, h, 0, 0, out[0], out[1]);
@@ -248,18 +270,26 @@ async function shot(video) {
 async function arrived(data) {
   const view = new DataView(data);
   if (data.byteLength < FRAME_HEAD || view.getUint8(0) !== VERSION || view.getUint8(1) !== FRAME) return;
-  const number = view.getUint32(8, true), middle = FRAME_HEAD + view.getUint32(24, true);
+  const flags = view.getUint16(2, true), index = view.getUint32(4, true);
+  const number = view.getUint32(8, true), middle = FRAME_HEAD + view.getUint32(28, true);
+  if (index > state.lastIndex + 1 && state.lastIndex >= 0) state.skipped += index - state.lastIndex - 1;
+  state.lastIndex = index;
   const frame = {
-    isKeyframe: Boolean(view.getUint16(2, true) & KEYFRAME),
+    isKeyframe: Boolean(flags & KEYFRAME),
+    isHeld: Boolean(flags & HELD),
+    isGuided: Boolean(flags & GUIDED),
+    reach: view.getFloat32(24, true),
     sentAt: number ? view.getFloat64(12, true) : null,
     delay: view.getFloat32(20, true),
     pictures: Promise.all([picture(data, FRAME_HEAD, middle), picture(data, middle, data.byteLength)]),
   };
   state.frames.push(frame);
-  state.arrivals.push(performance.now());
+  const now = performance.now();
+  if (now - state.arrivals[state.arrivals.length - 1] > 1000) state.arrivals = []; // a pause says nothing of the rate
+  state.arrivals.push(now);
   if (state.arrivals.length > 60) state.arrivals.shift();
   // A gap comes at once; frames are shown evenly, and the oldest left out where they come faster than they are shown.
-  while (state.frames.length > MOST_WAITING) drop(state.frames.shift());
+  for (; state.frames.length > MOST_WAITING; state.skipped++) drop(state.frames.shift());
 }
 
 function drop(frame) {
@@ -299,6 +329,10 @@ async function show(frame) {
   $("mark").hidden = !frame.isKeyframe;
   pictures.forEach((one) => one.close());
   drawCursor();
+  if (!Number.isNaN(frame.reach)) state.reaches.push(frame.reach);
+  while (state.reaches.length > 25) state.reaches.shift();
+  state.heldSince = frame.isHeld ? state.heldSince || now : null;
+  state.isGuided = frame.isGuided;
   state.delays.push({ ms: frame.sentAt === null ? frame.delay : now - frame.sentAt, isKeyframe: frame.isKeyframe });
   if (state.delays.length > PLOTTED) state.delays.shift();
   state.times.push(now);
@@ -315,9 +349,26 @@ function figures() {
   const now = performance.now();
   while (state.times.length && now - state.times[0] > 2000) state.times.shift();
   $("fps").textContent = state.times.length ? (state.times.length / 2).toFixed(1) : "–";
+  people(now);
   const sorted = state.delays.map((one) => one.ms).sort((a, b) => a - b);
   $("delay").textContent = sorted.length ? sorted[Math.floor(sorted.length / 2)].toFixed(0) : "–";
   plot(sorted);
+}
+
+// How far the driver lies from what was trained, and whether anybody is found.
+function people(now) {
+  const { reaches, heldSince, hello } = state;
+  const middle = [...reaches].sort((a, b) => a - b)[Math.floor(reaches.length / 2)];
+  if (middle !== undefined) {
+    $("reach").textContent = middle.toFixed(2);
+    $("reachbar").value = middle;
+  }
+  const isLost = heldSince !== null && now - heldSince > 700;
+  if (isLost === $("nobody").hidden) {
+    $("nobody").hidden = !isLost;
+    $("nobody").textContent = isLost ? "Nobody is found, and the last condition is held: come nearer, face the camera, and see to light." : "";
+  }
+  $("unguided").hidden = !hello || !hello.guidance || state.isGuided || !state.delays.length;
 }
 
 function plot(sorted) {
@@ -363,7 +414,12 @@ function offerClasses(classes) {
     button.onclick = () => chooseClass(label);
     return button;
   }));
-  $("condition").classList.add("paintable");
+  const canvas = $("condition");
+  canvas.classList.add("paintable");
+  canvas.tabIndex = 0;
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("aria-label", "Label map to paint on");
+  canvas.setAttribute("aria-describedby", "brushhelp");
   $("hint").textContent = "paint here";
   chooseClass(state.brush.label);
   setSize(Math.max(2, Math.round(Math.min(...state.hello.size) / 10)));
@@ -373,7 +429,6 @@ function chooseClass(label) {
   state.brush.label = label;
   for (const button of $("classes").children) {
     const isChosen = Number(button.dataset.label) === label;
-    button.classList.toggle("chosen", isChosen);
     button.setAttribute("aria-checked", String(isChosen));
     button.tabIndex = isChosen ? 0 : -1;
   }
@@ -485,11 +540,11 @@ $("record").onclick = () => {
     state.recorder = null;
     state.parts = [];
     $("record").textContent = "Record";
-    $("record").setAttribute("aria-pressed", "false");
+    $("record").classList.remove("chosen");
   };
   state.recorder.start(1000);
   $("record").textContent = "Stop recording";
-  $("record").setAttribute("aria-pressed", "true");
+  $("record").classList.add("chosen");
 };
 
 // A Matroska element "Tags" behind the last cluster: what fastv2v writes into the metadata of every video it makes.
@@ -500,8 +555,7 @@ function marking() {
     const size = Array.from({ length: 7 }, (_, i) => Math.floor(length / 2 ** (8 * (6 - i))) % 256);
     return Uint8Array.from([...id, 0x01, ...size, ...parts.flatMap((part) => [...part])]);
   };
-  const said = "Synthesised by fastv2v: these pictures were made by a network and show no real event.";
-  const simple = element([0x67, 0xc8], element([0x45, 0xa3], text("COMMENT")), element([0x44, 0x87], text(said)));
+  const simple = element([0x67, 0xc8], element([0x45, 0xa3], text("COMMENT")), element([0x44, 0x87], text(MARK)));
   return element([0x12, 0x54, 0xc3, 0x67], element([0x73, 0x73], element([0x63, 0xc0]), simple));
 }
 
@@ -514,7 +568,27 @@ function offer(blob, ending) {
   link.hidden = false;
 }
 
-$("still").onclick = () => $("output").toBlob((blob) => { if (blob) offer(blob, "png"); });
+$("still").onclick = () => $("output").toBlob(async (blob) => { if (blob) offer(await markedPng(blob), "png"); });
+
+// The same mark in a PNG file: a comment behind the header, as fastv2v/mark.py writes it.
+async function markedPng(blob) {
+  const bytes = new Uint8Array(await blob.arrayBuffer()), header = 33;
+  const body = new TextEncoder().encode(`iTXtComment${"\0".repeat(5)}${MARK}`);
+  const chunk = new Uint8Array(body.length + 8), view = new DataView(chunk.buffer);
+  view.setUint32(0, body.length - 4);
+  chunk.set(body, 4);
+  view.setUint32(4 + body.length, crc32(body));
+  return new Blob([bytes.subarray(0, header), chunk, bytes.subarray(header)], { type: "image/png" });
+}
+
+function crc32(bytes) {
+  let crc = ~0;
+  for (const byte of bytes) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  }
+  return ~crc >>> 0;
+}
 
 // ---- controls and keys
 
