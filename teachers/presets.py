@@ -16,9 +16,10 @@ from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.features import FeatureConfig
 from fastv2v.nn.generators import ImageConfig
+from fastv2v.nn.pyramid import PyramidConfig
 from fastv2v.nn.single_image import SingleImageConfig
 from fastv2v.nn.spade import ModulationConfig, SpadeConfig
-from fastv2v.nn.spade_image import SpadeImageConfig
+from fastv2v.nn.spade_image import SpadeImageConfig, StyleConfig
 from fastv2v.optim import OptimConfig
 from fastv2v.recipe import UNSET_ROOT, DataRecipe, HelperRecipe
 from fastv2v.train import TrainConfig
@@ -401,8 +402,18 @@ def first_pose() -> FirstRecipe:
 
 
 def first_world() -> FirstRecipe:
-    """A SPADE generator of first frames for the world recipe at 1024x512."""
-    return first_of(world(), SpadeImageConfig())
+    """A SPADE generator of first frames for the world recipe at 1024x512, with a random style.
+
+    Its two patch networks and the three sizes of the pyramid discriminator count alike, and together as one.
+    """
+    recipe = first_of(world(), SpadeImageConfig(style=StyleConfig(channels=256), coordinates=True))
+    objective = recipe.task.objective
+    judged = replace(
+        objective,
+        weights=replace(objective.weights, gan=0.2, pyramid_gan=0.2),
+        pyramid_discriminator=PyramidConfig(width=128),
+    )
+    return replace(recipe, task=replace(recipe.task, objective=judged))
 
 
 def first_world_small() -> FirstRecipe:

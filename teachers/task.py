@@ -25,8 +25,9 @@ from fastv2v.losses.rollout import (
 )
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator, FinestOnly
 from fastv2v.nn.features import EncodingStep, FeatureGenerator, clip_conditions, observations
-from fastv2v.nn.generators import ImageGenerator
+from fastv2v.nn.generators import ImageGenerator, in_one_style
 from fastv2v.nn.norms import batch_statistics
+from fastv2v.nn.spade_image import EncodedStyle, SpadeImageGenerator
 from fastv2v.ops.labels import condition_pictures, encode_clip, guidance_points
 from fastv2v.render import Chunk, render_clip, rollout_chunks
 from fastv2v.score import clip_psnr
@@ -46,12 +47,17 @@ class TeacherTaskConfig:
     many frames."""
     fixed_coarse_steps: int = 0
     """Training steps in which only the finest of several scales learns (vid2vid's niter_fix_global)."""
+    style_weight: float = 0.05
+    """Weight of the divergence of encoded styles from drawn ones; only where a generator of single images has a
+    style."""
 
     def __post_init__(self) -> None:
         if self.fixed_coarse_steps < 0:
             raise ConfigError(f"fixed_coarse_steps must be at least 0, got {self.fixed_coarse_steps}")
         if self.lead_in < 0:
             raise ConfigError(f"lead_in must be at least 0 frames, got {self.lead_in}")
+        if self.style_weight < 0:
+            raise ConfigError(f"style_weight must not be negative, got {self.style_weight}")
 
 
 class TeacherTask:
@@ -93,7 +99,10 @@ class TeacherTask:
         self.palette = palette
         self.first = first
         self.players: Mapping[str, nn.Module] = {"generator": generator, **objective.discriminators}
-        self.weights: Mapping[str, Mapping[str, float]] = objective.weights(uses_flow=generator.uses_flow)
+        self.weights: Mapping[str, Mapping[str, float]] = objective.weights(
+            uses_flow=generator.uses_flow,
+            more={"style": config.style_weight} if _has_style(generator) and config.style_weight else None,
+        )
 
     def step(self, clip: Clip, rng: torch.Generator, at: int) -> Iterator[Losses]:
         """Losses of every player, chunk after chunk."""
@@ -104,26 +113,41 @@ class TeacherTask:
         judged = clip.take(lead, clip.num_frames) if lead else clip
         reference = self.objective.reference(conditions[:, lead:], judged.frames, judged.flow)
         if self.first is not None and start == "nothing":
-            clip, start = replace(clip, frames=self._with_drawn(self.first, clip.frames, conditions)), "full"
+            clip, start = replace(clip, frames=self._with_drawn(self.first, clip.frames, conditions, rng)), "full"
+        styled = self._styled(judged.frames, rng)
         past: list[Tensor] = []
-        for chunk in self._rollout(clip, conditions, start, at, lead):
+        for chunk in self._rollout(clip, conditions, start, at, lead, styled):
             num_made = chunk.start - self.generator.history_length
-            yield self.objective.chunk_losses(chunk, reference, past, num_made=num_made)
+            losses = self.objective.chunk_losses(chunk, reference, past, num_made=num_made)
+            if "style" in self.weights["generator"] and styled is not None and styled.divergence is not None:
+                losses["generator"]["style"] = styled.divergence
+            yield losses
             past = self.objective.past_after(past, chunk)
 
+    def _styled(self, frames: Tensor, rng: torch.Generator) -> EncodedStyle | None:
+        """The generator in the style of the first frame it shall draw, where it has styles."""
+        generator = self.generator
+        if not isinstance(generator, SpadeImageGenerator) or not generator.style_channels:
+            return None
+        noise = generator.draw_style(frames.shape[0], rng)
+        return EncodedStyle(generator, frames[:, generator.history_length], noise)
+
     @torch.no_grad()
-    def _with_drawn(self, first: ImageGenerator, frames: Tensor, conditions: Tensor) -> Tensor:
-        """The frames of a clip, those of the history drawn from their conditions."""
-        past = self.generator.history_length
+    def _with_drawn(self, first: ImageGenerator, frames: Tensor, conditions: Tensor, rng: torch.Generator) -> Tensor:
+        """The frames of a clip, those of the history drawn from their conditions, all in one style."""
+        past, channels = self.generator.history_length, first.condition_channels
+        draw = in_one_style(first, frames.shape[0], rng)
         with batch_statistics(first):
-            drawn = [first(condition[:, : first.condition_channels]) for condition in conditions[:, :past].unbind(1)]
+            drawn = [draw(condition[:, :channels]) for condition in conditions[:, :past].unbind(1)]
         return torch.cat([torch.stack(drawn, dim=1), frames[:, past:]], dim=1)
 
-    def _rollout(self, clip: Clip, conditions: Tensor, start: str, at: int, lead: int) -> Iterator[Chunk]:
+    def _rollout(
+        self, clip: Clip, conditions: Tensor, start: str, at: int, lead: int, styled: EncodedStyle | None
+    ) -> Iterator[Chunk]:
         """Chunks after the lead-in, with the look of the real frames where the generator takes features."""
         if isinstance(self.generator, FeatureGenerator):
             return self._feature_rollout(self.generator, clip, start, at, lead)
-        model: StepModel = self.generator
+        model: StepModel = styled or self.generator
         if isinstance(self.generator, CoarseToFineGenerator) and at < self.config.fixed_coarse_steps:
             model = FinestOnly(self.generator)
         return training_rollout(
@@ -189,3 +213,8 @@ class TeacherTask:
         a generator without.
         """
         return {"psnr": clip_psnr(self._render(clip)[:, 1:], clip.frames[:, 1:])}
+
+
+def _has_style(generator: Generator) -> bool:
+    """Whether it draws in random styles."""
+    return isinstance(generator, SpadeImageGenerator) and generator.style_channels > 0

@@ -15,6 +15,7 @@ from fastv2v.architecture import load_trained
 from fastv2v.checkpoint import find_checkpoint, load_tensors, weights_file
 from fastv2v.cli import main
 from fastv2v.commands import synthesize
+from fastv2v.errors import ConfigError
 from fastv2v.nn.composite import CompositeConfig
 from fastv2v.nn.discriminator import DiscriminatorConfig
 from fastv2v.nn.single_image import SingleImageConfig
@@ -194,3 +195,41 @@ def test_a_single_image_generator_learns_to_draw_first_frames(
     assert "single images" in capsys.readouterr().err
     assert main(["synthesize", *drawn, "--first-frames", str(coarse), "--overwrite"]) == 2
     assert "no generator of single images" in capsys.readouterr().err
+
+
+def test_first_frames_are_drawn_in_a_style_by_a_seed(
+    data: Path, coarse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is trained with a style and a pyramid discriminator, far enough for styles to differ by grey levels."""
+    first, plain = tmp_path / "first", tmp_path / "plain"
+    style = ["channels", "4", "code", "8", "encoder-width", "2", "encoder-size", "64"]
+    more = [f"--recipe.generator.style.{x}" if i % 2 == 0 else x for i, x in enumerate(style)]
+    more += ["--recipe.generator.coordinates", "--recipe.task.objective.pyramid-discriminator.width", "2"]
+    shape = ["--recipe.generator.finest-width", "2", "--recipe.generator.doublings", "3", "--recipe.train.ema-decay"]
+    shape += ["None", "--recipe.train.optim.lr", "0.02", "--recipe.data.folder.num-classes", str(CLASSES)]
+    shape += ["--recipe.data.folder.test-tail", "5", "--quiet", *size(32, 64)]
+    for run, options, steps in ((plain, [], "0"), (first, more, "3")):
+        arguments = ["train-first", "world-small", "--data", str(data), "--run", str(run), *shape, *options]
+        assert main([*arguments, *SHORT, steps]) == 0
+    assert "style_encoder.mean.weight" in final(first) and final(first, "pyramid_discriminator")
+
+    def drawn(name: str, *options: str) -> list[np.ndarray]:
+        out = ["--out", str(tmp_path / name), "--write", "frames", "--given-frames", "2", "--frames", "3"]
+        more = ["--first-frames", str(first), *options]
+        assert main(["synthesize", "--run", str(coarse), "--data", str(data), *out, *more]) == 0
+        return [cv2.imread(str(file)) for file in sorted((tmp_path / name / "seq").iterdir())]
+
+    mean, one, again = drawn("mean"), drawn("one", "--first-style", "1"), drawn("again", "--first-style", "1")
+    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+    other = drawn("other", "--first-style", "2")
+    assert not np.array_equal(one[0], mean[0]) and not np.array_equal(one[0], other[0])
+    starts = [f"--recipe.task.rollout.start-from-{how}" for how in ("nothing", "one", "worn")]
+    starts = [word for start, share in zip(starts, "100", strict=True) for word in (start, share)]
+    assert main(train(data, tmp_path / "teacher", 1, *size(32, 64), "--first-frames", str(first), *starts)) == 0
+
+    capsys.readouterr()
+    wrong = ["synthesize", "--run", str(coarse), "--data", str(data), "--out", str(tmp_path / "no")]
+    assert main([*wrong, "--first-style", "1", "--first-frames", str(plain)]) == 2
+    assert "draws in no random style" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--first-style belongs to --first-frames"):
+        synthesize.Synthesize(run=coarse, data=data, out=tmp_path, first_style=1)

@@ -110,8 +110,9 @@ def continue_discriminators(objective: VideoObjective, checkpoint: Path, *, grow
 
 def _continue_grown(name: str, module: nn.Module, file: Path) -> None:
     """Load the coarse scales that were there before; ``nets[0]`` is the coarsest then and now."""
-    if not isinstance(module, MultiScaleDiscriminator):
-        raise ConfigError(f"{name} has no scales to grow by")
+    if not isinstance(module, MultiScaleDiscriminator):  # a pyramid has the same weights at every size
+        load_weights(module, file)
+        return
     saved = {tensor.split(".")[1] for tensor in load_tensors(file) if tensor.startswith("nets.")}
     load_weights(_Coarse(module.nets[: len(saved)]), file)
     if fresh := len(module.nets) - len(saved):

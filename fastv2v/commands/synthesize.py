@@ -30,12 +30,14 @@ from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.nn.face_features import BorrowedFeatures, build_bank, read_bank, read_parts, write_bank
 from fastv2v.nn.features import FeatureEncoder, FeatureGenerator, clip_conditions
-from fastv2v.nn.generators import ImageGenerator, VideoGenerator
+from fastv2v.nn.generators import ImageGenerator, VideoGenerator, in_one_style
 from fastv2v.nn.norms import batch_statistics
+from fastv2v.nn.spade_image import SpadeImageGenerator
 from fastv2v.ops.labels import condition_pictures, encode_clip, guidance_points
 from fastv2v.ops.pictures import part_pictures
 from fastv2v.render import Points, at_frame, cut, guided_step, start_history
 from fastv2v.score import to_uint8
+from fastv2v.seed import generator_for
 from fastv2v.video import VideoWriter, write_image, write_video
 from teachers.import_weights import load_imported
 from teachers.looks import check_looks, choose_looks, conditions_with_look, read_looks
@@ -65,6 +67,9 @@ class Synthesize:
     first_frames: Path | None = None
     """Draw the first frames by this single-image generator instead of taking real ones: a run of train-first, or a
     folder of import-weights."""
+    first_style: int | None = None
+    """Seed of the random style that --first-frames draws in, another for each sequence; by default all are drawn in the
+    mean style."""
     first_encoder: Path | None = None
     """Imported ``encoder`` of a face generator with features (``global_with_features``): it looks at the real frames,
     and the drawn ones borrow the features of the most similar face of --first-bank."""
@@ -114,6 +119,8 @@ class Synthesize:
             raise ConfigError("--first-frames draws the given frames: --given-frames must be at least 1")
         if self.first_frames is None and (self.first_encoder or self.first_bank or self.first_face is not None):
             raise ConfigError("--first-encoder, --first-bank and --first-face belong to --first-frames")
+        if self.first_frames is None and self.first_style is not None:
+            raise ConfigError("--first-style belongs to --first-frames")
 
 
 class Made(NamedTuple):
@@ -143,6 +150,7 @@ def roll_out(
     *,
     first: ImageGenerator | None = None,
     first_features: Encode | None = None,
+    first_style: torch.Generator | None = None,
     points_of: PointsOf | None = None,
 ) -> Iterator[Made]:
     """Synthesise a sequence of any length.
@@ -155,6 +163,7 @@ def roll_out(
         device: where and in what precision.
         first: draws the given frames; real ones by default.
         first_features: features (T, F, H, W) of the given frames, for a ``first`` that takes them.
+        first_style: draws the style of the given frames, on the CPU; the mean style by default.
         points_of: point ids, for a guided model.
 
     Yields:
@@ -173,8 +182,9 @@ def roll_out(
                 if first_features is not None:
                     features = first_features(clip.take(0, begin))
                     shown = [torch.cat([x, features[t : t + 1]], dim=1) for t, x in enumerate(shown)]
+                draw = in_one_style(first, conditions.shape[0], first_style)
                 with device.autocast():
-                    drawn = [first(x) for x in shown]
+                    drawn = [draw(x) for x in shown]
                 given = torch.stack(drawn, dim=1)
             history = start_history(
                 conditions[:, :begin],
@@ -411,6 +421,11 @@ def main(argv: list[str]) -> int:
     check_condition(trained.architecture, open_folder(config), str(args.run))
     folder = open_folder(_scaled_points(config) if args.scale_points else config)
     first = None if args.first_frames is None else load_first(args.first_frames, folder.spec).to(device.device)
+    if args.first_style is not None and not (isinstance(first, SpadeImageGenerator) and first.style_channels):
+        raise ConfigError(
+            f"{args.first_frames} draws in no random style: leave out --first-style, or give a run of train-first "
+            "trained with --recipe.generator.style.channels"
+        )
     check_outputs(args, folder)
     features = None if first is None else load_first_features(args, first, trained, folder, device)
     encode = condition_encoder(args, generator, folder.spec)
@@ -435,6 +450,7 @@ def main(argv: list[str]) -> int:
                 device,
                 first=first,
                 first_features=None if features is None else partial(features, i),
+                first_style=None if args.first_style is None else generator_for(args.first_style, "style", name),
                 points_of=partial(guidance_points, folder.spec),
             )
             write_sequence(args, name, made, stop - args.start, trained)

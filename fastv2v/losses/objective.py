@@ -21,6 +21,7 @@ from fastv2v.losses.guidance import guidance_loss, unseen_loss
 from fastv2v.losses.perceptual import PerceptualLoss
 from fastv2v.losses.tuples import dense_tuples, past_needed, sparse_tuples
 from fastv2v.nn.discriminator import DiscriminatorConfig, Features, MultiScaleDiscriminator
+from fastv2v.nn.pyramid import PyramidConfig, PyramidDiscriminator
 from fastv2v.ops.flow import FilesFlow, clip_flow
 from fastv2v.ops.warp import compose_flow, warp_backward
 from fastv2v.render import Chunk
@@ -39,6 +40,8 @@ class LossWeights:
     """Adversarial term of the image discriminator."""
     feature_matching: float = 10.0
     """Distance of the image discriminator's features."""
+    pyramid_gan: float = 1.0
+    """Adversarial term of the pyramid discriminator, where there is one."""
     perceptual: float = 10.0
     """Distance of ImageNet features to the real frame's."""
     reconstruction: float = 0.0
@@ -84,6 +87,9 @@ class ObjectiveConfig:
     """Weights of the generator's terms."""
     image_discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Judges single frames with their condition."""
+    pyramid_discriminator: PyramidConfig = field(default_factory=PyramidConfig)
+    """Judges single frames beside it, by how well each place fits its condition; of width 0, the default, none.
+    Published for the first frames of world-consistent vid2vid, where conditions are label maps."""
     temporal_discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Judges short runs of frames with the flow between them; every temporal scale has its own network of this kind."""
     temporal_window: int = 3
@@ -124,6 +130,11 @@ class ObjectiveConfig:
     def uses_image_discriminator(self) -> bool:
         """Whether any term needs it."""
         return self.weights.gan > 0 or self.weights.feature_matching > 0
+
+    @property
+    def uses_pyramid_discriminator(self) -> bool:
+        """Whether there is one and its term is needed."""
+        return self.pyramid_discriminator.width > 0 and self.weights.pyramid_gan > 0
 
     @property
     def uses_temporal_discriminator(self) -> bool:
@@ -210,6 +221,10 @@ class VideoObjective(nn.Module):
             self.discriminators["image_discriminator"] = MultiScaleDiscriminator(
                 condition_channels + 3, config.image_discriminator
             )
+        if config.uses_pyramid_discriminator:
+            self.discriminators["pyramid_discriminator"] = PyramidDiscriminator(
+                condition_channels, config.pyramid_discriminator
+            )
         if config.uses_temporal_discriminator:
             for scale in range(config.temporal_scales):
                 self.discriminators[f"temporal_discriminator_{scale}"] = temporal_discriminator(config)
@@ -244,6 +259,8 @@ class VideoObjective(nn.Module):
         """The terms that one of the ``LossWeights`` stands for."""
         if weight.startswith("temporal_"):
             return [f"{weight}_{scale}" for scale in range(self.config.temporal_scales)]
+        if weight.startswith("pyramid_") and not self.config.pyramid_discriminator.width:
+            return []
         return [] if weight.startswith("face_") and self.config.face_discriminator is None else [weight]
 
     def reference(self, conditions: Tensor, frames: Tensor, flow: Tensor | None = None) -> Reference:
@@ -298,9 +315,10 @@ class VideoObjective(nn.Module):
         judged = drawn if self.config.supervise_hallucinated else drawn[:1]
         judged, real = [x[:, seen] for x in judged], real[:, seen]
         self._perceptual_terms(generator, judged, real)
-        if "image_discriminator" in self.discriminators:
-            conditions = self._without_guidance(reference.conditions[:, now][:, seen])
-            losses["image_discriminator"] = self._image_terms(generator, judged, real, conditions)
+        for name in ("image_discriminator", "pyramid_discriminator"):
+            if name in self.discriminators:
+                conditions = self._without_guidance(reference.conditions[:, now][:, seen])
+                losses[name] = self._image_terms(generator, name, judged, real, conditions)
         if "face_discriminator" in self.discriminators:
             conditions = self._without_guidance(reference.conditions[:, now][:, seen])
             losses["face_discriminator"] = self._face_terms(generator, judged[0], real, conditions)
@@ -351,12 +369,15 @@ class VideoObjective(nn.Module):
         if weights.occlusion > 0:
             terms["occlusion"] = masked_l1(output.occlusion, 0.0, confidence)
 
-    def _image_terms(self, terms: Terms, judged: list[Tensor], real: Tensor, conditions: Tensor) -> Terms:
-        net = self.discriminators["image_discriminator"]
-        assert isinstance(net, MultiScaleDiscriminator)
+    def _image_terms(self, terms: Terms, name: str, judged: list[Tensor], real: Tensor, conditions: Tensor) -> Terms:
+        net = self.discriminators[name]
+        assert isinstance(net, MultiScaleDiscriminator | PyramidDiscriminator)
         pictures = [x.flatten(0, 1) for x in (real, *judged)]
         real_features, *fakes = net.judge(conditions.flatten(0, 1), pictures)
-        self._add(terms, "", *self._fooling_terms(fakes, real_features))
+        if isinstance(net, PyramidDiscriminator):
+            terms["pyramid_gan"] = self._fooling_term(fakes)
+        else:
+            self._add(terms, "", *self._fooling_terms(fakes, real_features))
         return self._own_terms(fakes, real_features)
 
     def _face_terms(self, terms: Terms, frames: Tensor, real: Tensor, conditions: Tensor) -> Terms:
@@ -436,8 +457,12 @@ class VideoObjective(nn.Module):
         self, fakes: list[Features], real: Features, weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The generator's adversarial and feature-matching terms against one discriminator."""
-        gan = torch.stack([generator_loss(fake, self.config.gan, weight) for fake in fakes]).sum()
+        gan = self._fooling_term(fakes, weight)
         return gan, torch.stack([feature_matching_loss(fake, real, weight) for fake in fakes]).sum()
+
+    def _fooling_term(self, fakes: list[Features], weight: Tensor | None = None) -> Tensor:
+        """The generator's adversarial term against one discriminator."""
+        return torch.stack([generator_loss(fake, self.config.gan, weight) for fake in fakes]).sum()
 
     def _add(self, terms: Terms, of: str, gan: Tensor, matching: Tensor, suffix: str = "") -> None:
         """Keep the generator's terms whose weight is positive."""

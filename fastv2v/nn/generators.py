@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
 from fastv2v.errors import ConfigError
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator
 from fastv2v.nn.composite import CompositeConfig, CompositeGenerator
@@ -58,3 +64,19 @@ def build_image_generator(config: ImageConfig, condition_channels: int) -> Image
     if isinstance(config, SpadeImageConfig):
         return SpadeImageGenerator(config, condition_channels)
     return SingleImageGenerator(config, condition_channels)
+
+
+def in_one_style(generator: ImageGenerator, count: int, rng: torch.Generator | None) -> Callable[[Tensor], Tensor]:
+    """How a generator draws the first frames of ``count`` videos: each in one random style, drawn here.
+
+    Args:
+        generator: of single images.
+        count: B, videos.
+        rng: source of randomness, on the CPU; None for the mean style. A generator without style does not use it.
+
+    Returns:
+        Conditions (B, C, H, W) to frames (B, 3, H, W).
+    """
+    if rng is None or not isinstance(generator, SpadeImageGenerator) or not generator.style_channels:
+        return generator
+    return partial(generator, style=generator.draw_style(count, rng))

@@ -131,6 +131,10 @@ class NormedConv2d(nn.Conv2d):
         super().__init__(c_in, c_out, kernel, stride=stride, padding=kernel // 2)
 
 
+class NormedLinear(nn.Linear):
+    """A linear layer whose weight ``init_normed`` normalises spectrally."""
+
+
 class Modulation(nn.Module):
     """Scale and shift from one condition.
 
@@ -596,9 +600,9 @@ def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
 def init_normed(module: nn.Module, *, spectral: bool) -> None:
     """Draw all weights, then normalise those of the main convolutions."""
     for part in list(module.modules()):
-        if not isinstance(part, nn.Conv2d):
+        if not isinstance(part, nn.Conv2d | nn.Linear):
             continue
-        main = isinstance(part, NormedConv2d)
+        main = isinstance(part, NormedConv2d | NormedLinear)
         if main and not spectral:
             # Embeddings have no norms: only weights of full size carry anything through them.
             nn.init.kaiming_normal_(part.weight, SLOPE)
