@@ -42,7 +42,7 @@ class SlimView(SlimGenerator):
         # Its own weights are never used, and drawing them must leave no trace: how many views are made between two
         # checkpoints depends on where a training was resumed.
         with torch.random.fork_rng(devices=[]):
-            super().__init__(config, whole.condition_channels, whole.foreground_channels)
+            super().__init__(config, whole.condition_channels, whole.foreground_channels, whole.shown_channels)
         check_heir(self, whole)
         if any(isinstance(part, SharedBatchNorm2d) for part in whole.modules()):
             share_batch_norms(self)

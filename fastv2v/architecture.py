@@ -82,6 +82,7 @@ class Architecture:
             spec.channels + self.features.channels,
             channels,
             guidance_levels=spec.guidance_levels,
+            shown_channels=spec.shown_channels,
         )
         return FeatureGenerator(generator, FeatureEncoder(self.features)) if self.features.channels else generator
 

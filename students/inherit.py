@@ -158,7 +158,8 @@ class ChannelPlan:
         embedding: Axis = (Span("embedding", 1),)
         self._row("embed", generator.embed, (Span(None, c),), embedding)
         averaged = c * (config.history_length + 1) + 3 * (config.history_length - 1)
-        entering = (Span(None, averaged), Span("embedding", patch), Span(None, 3 * patch + 1))
+        shown = len(generator.shown_channels)
+        entering = (Span(None, averaged), Span("embedding", patch), Span(None, (3 + shown) * patch + 1))
         encoder = generator.encoder
         self._row("encoder.entry", encoder.entry, entering, levels[0])
         for i, (blocks, down) in enumerate(zip(encoder.levels, encoder.downs, strict=True)):
@@ -176,7 +177,8 @@ class ChannelPlan:
                     self._stack(f"{name}.levels.{i}", blocks, levels[i])
         self._row("head", generator.head, levels[0], (Span(None, generator.head.out_channels),))
         if config.refine_width:
-            self._row("refine", generator.refine, (Span(None, 6), *embedding), (Span(None, 3),))
+            shown_span: Axis = (Span(None, shown),) if shown else ()
+            self._row("refine", generator.refine, (Span(None, 6), *embedding, *shown_span), (Span(None, 3),))
 
     def _follow_composite(self, generator: CompositeGenerator, grouped: VideoConfig) -> None:
         """Groups: the bottom, which both encoders and all decoders share; each size of each path; inner channels.

@@ -146,13 +146,14 @@ class SearchSpace:
         return replace(self.largest, **changes)  # type: ignore[arg-type]
 
 
-def slim_macs(config: SlimConfig, condition_channels: int, size: tuple[int, int]) -> int:
+def slim_macs(config: SlimConfig, condition_channels: int, size: tuple[int, int], num_shown: int = 0) -> int:
     """Multiply-adds of one keyframe, without building the network: what ``count_macs`` counts as true ones.
 
     Args:
         config: of the student.
         condition_channels: C.
         size: (height, width), divisible as the student wants it.
+        num_shown: channels of the condition that show a frame, 3 or 0.
     """
     c, n, widths = condition_channels, config.history_length, config.widths
     full, patch = size[0] * size[1], config.input_scale**2
@@ -161,7 +162,7 @@ def slim_macs(config: SlimConfig, condition_channels: int, size: tuple[int, int]
     def blocks(depths: tuple[int, ...]) -> int:
         return sum(d * _block_weights(config.block, w) * p for d, w, p in zip(depths, widths, at, strict=False))
 
-    entering = c * (n + 1) + 3 * (n - 1) + (config.embedding + 3) * patch + 1
+    entering = c * (n + 1) + 3 * (n - 1) + (config.embedding + num_shown + 3) * patch + 1
     down = c * config.embedding * full + entering * widths[0] * config.entry_kernel**2 * at[0]
     down += sum(9 * widths[i] * widths[i + 1] * at[i + 1] for i in range(len(widths) - 1))
     per_pair = {"shuffle": 4, "resize": 1, "transposed": 9}[config.up]
@@ -169,7 +170,7 @@ def slim_macs(config: SlimConfig, condition_channels: int, size: tuple[int, int]
     num_decoders = 2 if config.use_flow and not config.shared_decoder else 1
     drawn = (3 + config.use_flow) * patch + 2 * config.use_flow
     heads = widths[0] * drawn * config.head_kernel**2 * at[0]
-    refine = 9 * (6 + config.embedding + 3) * config.refine_width * full
+    refine = 9 * (6 + config.embedding + num_shown + 3) * config.refine_width * full
     return down + blocks(config.depths) + num_decoders * (up + blocks(config.up_depths)) + heads + refine
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from fastv2v.data.face import FaceConfig
+from fastv2v.data.face import TYPICAL, FaceConfig
 from fastv2v.data.folder import FolderConfig
 from fastv2v.data.sampling import SamplingConfig
 from fastv2v.data.transforms import GeometryConfig
@@ -346,7 +346,7 @@ def face_demo() -> TeacherRecipe:
     folder = FolderConfig(
         root=UNSET_ROOT,
         condition="face",
-        face=FaceConfig(background="none", crop="none"),
+        face=FaceConfig(background="none", crop="none", reference=TYPICAL),
         missing="hold",
         test_tail=16,
         geometry=GeometryConfig(mode="exact", size=(192, 192), interpolation="area"),

@@ -131,6 +131,11 @@ class TestSpace:
             counted = step_cost(SlimGenerator(config, 5), 5, (64, 96), compute=True).keyframe.true_macs
             assert slim_macs(config, 5, (64, 96)) == counted
 
+    def test_a_shown_frame_costs_what_is_counted(self):
+        student = SlimGenerator(LARGE, 5, shown_channels=(2, 3, 4))
+        counted = step_cost(student, 5, (64, 96), compute=True).keyframe.true_macs
+        assert slim_macs(LARGE, 5, (64, 96), num_shown=3) == counted
+
     def test_a_student_is_described_in_a_few_words(self):
         assert describe_student(MIDDLE) == "4-8 1/1 0 +4"
         assert describe_student(SMALL) == "4-4 0/1 0"

@@ -204,7 +204,8 @@ class _Workshop:
         return self.architecture.condition.channels
 
     def macs(self, config: SlimConfig) -> int:
-        return slim_macs(config, self.channels, self.architecture.size)
+        shown = len(self.architecture.condition.shown_channels)
+        return slim_macs(config, self.channels, self.architecture.size, shown)
 
     def build(self, config: SlimConfig) -> SlimGenerator:
         model = replace(self.architecture, generator=config).build_video()
@@ -303,7 +304,7 @@ def _open(args: Search) -> _Workshop:
         palette=palette_of(folder),
         size=next(iter(loader.batches(0))).size,
         stage="spatial",
-        folder=replace(recipe.data.folder, root=UNSET_ROOT, phase="train"),
+        folder=replace(folder.config, root=UNSET_ROOT, phase="train"),
     )
     plain = open_folder(data_of(architecture, args.data, "train"))  # the same frames, without chance
     clips = [read_sequence(plain, i, cut, cut + args.select_frames) for i, cut in cuts.items()]

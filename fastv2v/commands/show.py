@@ -19,6 +19,7 @@ from fastv2v.commands.arguments import parse
 from fastv2v.commands.synthesize import to_picture
 from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
+from fastv2v.data.face import NO_REFERENCE
 from fastv2v.data.folder import MODALITIES, FolderConfig, FrameReader, Sequence, VideoFolder, open_folder
 from fastv2v.data.loader import read_sequence
 from fastv2v.data.modalities import MAY_LACK
@@ -182,7 +183,7 @@ def _without_background(folder: VideoFolder) -> VideoFolder:
     """The same data set with nothing but the curves of faces in its maps; itself where it shows no faces."""
     if folder.spec.face is None:
         return folder
-    face = replace(folder.config.face, background="none", distance_maps=False)
+    face = replace(folder.config.face, background="none", distance_maps=False, reference=NO_REFERENCE)
     spec = ConditionSpec(kind="maps", map_channels=face.channels, encoder="face", face=face)
     return replace(folder, config=replace(folder.config, face=face), spec=spec)
 

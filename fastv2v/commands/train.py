@@ -419,7 +419,7 @@ def _architecture(
         palette=palette_of(folder),
         size=first.size,
         stage=stage,
-        folder=replace(data.folder, root=UNSET_ROOT, phase="train"),
+        folder=replace(folder.config, root=UNSET_ROOT, phase="train"),
     )
 
 

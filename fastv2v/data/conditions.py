@@ -101,6 +101,12 @@ class ConditionSpec:
         return self.map_channels if self.kind == "maps" else self.num_classes + int(self.use_instances)
 
     @property
+    def shown_channels(self) -> tuple[int, ...]:
+        """Channels that show a frame already (RGB in [-1, 1]), which a generator may begin from; mostly none."""
+        count = 0 if self.face is None else self.face.shown_channels
+        return tuple(range(self.given_channels - count, self.given_channels))
+
+    @property
     def guidance_channels(self) -> int:
         """Channels of the guidance, 0 without."""
         return GUIDANCE_CHANNELS * self.guidance_levels
@@ -114,7 +120,8 @@ class ConditionSpec:
         if self.face is not None:
             maps = "curves and distances" if self.face.distance_maps else "curves"
             around = " with background edges" if self.face.background == "canny" else ""
-            return f"face maps ({maps}{around}, {self.given_channels} channels)"
+            shown = " and a bent frame" if self.face.shown_channels else ""
+            return f"face maps ({maps}{around}{shown}, {self.given_channels} channels)"
         if self.pose is not None:
             parts = [("DensePose", self.pose.densepose), ("OpenPose", self.pose.openpose)]
             return f"pose maps ({' and '.join(name for name, used in parts if used)}, {self.given_channels} channels)"
@@ -134,8 +141,8 @@ def maps_to_float(spec: ConditionSpec, maps: NDArray[np.uint8]) -> NDArray[np.fl
         maps: (..., H, W, C), 0 to 255.
 
     Returns:
-        (..., C, H, W), contiguous: ``x / 127.5 - 1`` for colours; ``x / 255`` for faces, in [0, 1]; as
-        ``pose_to_float`` for poses, in [-1, 1].
+        (..., C, H, W), contiguous: ``x / 127.5 - 1`` for colours; ``x / 255`` for curves and distances of faces, in
+        [0, 1]; as ``pose_to_float`` for poses, in [-1, 1].
 
     Raises:
         ConfigError: if it is not known how the maps are encoded.
@@ -152,11 +159,10 @@ def maps_to_float(spec: ConditionSpec, maps: NDArray[np.uint8]) -> NDArray[np.fl
         return np.ascontiguousarray(np.moveaxis(pose_to_float(maps, spec.pose), -1, -3))
     # Bytes are moved, not floats: a third of the time.
     values = np.ascontiguousarray(np.moveaxis(maps, -1, -3)).astype(np.float32)
-    if spec.face is not None:
-        values /= 255
-    else:
-        values /= 127.5
-        values -= 1
+    curves, colours = np.split(values, [0 if spec.face is None else spec.map_channels - len(spec.shown_channels)], -3)
+    curves /= 255
+    colours /= 127.5
+    colours -= 1
     return values
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastv2v.data.drawing import fit_curve, stroke
+from fastv2v.data.face_reference import NUM_LANDMARKS, bend, decode_reference
 from fastv2v.errors import ConfigError, DataError, ShapeError
 
 Size = tuple[int, int]
@@ -26,10 +27,6 @@ Background = Literal["canny", "none"]
 
 Crop = Literal["face", "none"]
 """What is cut out of the frames of a sequence."""
-
-NUM_LANDMARKS: Final = 68
-"""Landmarks in the order of dlib: 0-16 jaw, 17-26 brows, 27-35 nose, 36-47 eyes, 48-67 mouth."""
-
 
 class MissingFace(DataError):  # noqa: N818 - a state of the data that callers hold or skip, rarely an error to them
     """A landmark file without lines: no face was found in that frame."""
@@ -72,6 +69,10 @@ PARTS: Final = (
 )
 """The parts in the order in which they are drawn; later ones lie above earlier ones. 14 curves in all."""
 
+NO_REFERENCE: Final = "none"
+TYPICAL: Final = "typical"
+"""The two references that can be asked for; see ``FaceConfig.reference``."""
+
 _EDGES: Final = tuple(edge for part in PARTS for edge in part.edges)
 _PAIRS: Final = (("right brow", "left brow"), ("right eye", "left eye"))
 _PAIR_DISTANCE: Final = 0.9
@@ -98,6 +99,10 @@ class FaceConfig:
     crop: Crop = "face"
     """``face``: a square of 2.5 face widths, placed by the first frame of a sequence, is cut out of all its frames, as
     in vid2vid. ``none``: whole frames; right where the face was cut out already, as ``fastv2v prepare`` does."""
+    reference: str = NO_REFERENCE
+    """``typical``: three more channels show the training frame whose landmarks lie nearest to the mean, bent so that
+    they meet those of each frame; short trainings then need not invent a face. Once the data set is read, the frame
+    itself stands here as text, so that runs and bundles keep it. ``none``: curves only, as in vid2vid."""
 
     def __post_init__(self) -> None:
         if self.background not in get_args(Background):
@@ -106,11 +111,18 @@ class FaceConfig:
             raise ConfigError(f"unknown face crop '{self.crop}'; there are face and none")
         if not 0 < self.canny_sigma < math.inf:
             raise ConfigError(f"canny_sigma is a positive number of pixels, got {self.canny_sigma}")
+        if not self.reference or (":" not in self.reference and self.reference not in (NO_REFERENCE, TYPICAL)):
+            raise ConfigError(f"unknown face reference '{self.reference[:40]}'; there are none and typical")
 
     @property
     def channels(self) -> int:
         """C: channels of one condition."""
-        return 1 + len(_EDGES) * self.distance_maps
+        return 1 + len(_EDGES) * self.distance_maps + self.shown_channels
+
+    @property
+    def shown_channels(self) -> int:
+        """How many of them, the last ones, show a frame: 3 (RGB) or 0."""
+        return 0 if self.reference == NO_REFERENCE else 3
 
 
 def read_landmarks(data: bytes, where: str) -> NDArray[np.float64]:
@@ -268,12 +280,14 @@ def draw_face(
 
     Returns:
         (H, W, C), C being ``config.channels``. Channel 0: all curves and the edges around the face, 0 or 255. Then for
-        each of the 14 curves a third of the city-block distance to it in pixels, rounded down, at most 255.
+        each of the 14 curves a third of the city-block distance to it in pixels, rounded down, at most 255. Then the
+        bent reference, RGB.
 
     Raises:
-        ConfigError: if the background needs a frame and there is none.
+        ConfigError: if the background needs a frame and there is none, or the reference is asked for and not chosen
+            yet (``open_folder`` does).
         ShapeError: if landmarks or frame have another shape.
-        DataError: if a landmark is not finite.
+        DataError: if a landmark is not finite, or the reference is damaged.
 
     Source:
         Section "Face" of Wang et al., "Video-to-Video Synthesis", NeurIPS 2018, as its published code draws.
@@ -292,9 +306,21 @@ def draw_face(
         edges[part_labels(landmarks, size) > 0] = 0
     for samples in curves:
         stroke(edges, samples, _FULL, width=_STROKE)
-    if not config.distance_maps:
-        return edges[..., None]
-    return cv2.merge([edges, *(_distance_map(samples, size) for samples in curves)])
+    planes = [edges]
+    if config.distance_maps:
+        planes += [_distance_map(samples, size) for samples in curves]
+    if config.shown_channels:
+        planes += cv2.split(_bent(points, size, config))
+    return cv2.merge(planes) if len(planes) > 1 else edges[..., None]
+
+
+def _bent(points: NDArray[np.float64], size: Size, config: FaceConfig) -> NDArray[np.uint8]:
+    """The reference where the 83 points are, (H, W, 3)."""
+    if config.reference == TYPICAL:
+        raise ConfigError("the typical frame of a data set is chosen when that is opened, and here is none; use 'none'")
+    reference = decode_reference(config.reference)
+    # Faces that were cut out already lie before a background that stands; others take theirs along.
+    return bend(reference, points[:NUM_LANDMARKS], points, size, still=config.crop == "none")
 
 
 def canny_edges(grey: NDArray[np.uint8], sigma: float = 1.0) -> NDArray[np.uint8]:

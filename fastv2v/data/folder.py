@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from fastv2v.data.classes import ClassPreset, ClassTable, generic_classes, preset_classes, read_classes
 from fastv2v.data.conditions import MAX_GUIDANCE_LEVELS, ConditionSpec
-from fastv2v.data.face import FaceConfig
-from fastv2v.data.images import IMAGE_SUFFIXES, image_size, read_label
+from fastv2v.data.face import NO_REFERENCE, TYPICAL, Crop, FaceConfig, crop_padded, read_landmarks
+from fastv2v.data.face_reference import FaceReference, typical
+from fastv2v.data.images import IMAGE_SUFFIXES, image_size, read_bytes, read_image, read_label
 from fastv2v.data.manifest import list_manifest, read_manifest
 from fastv2v.data.modalities import MODALITIES as MODALITIES
 from fastv2v.data.modalities import Condition, Layout, list_sequences, place_of
@@ -227,6 +228,10 @@ def open_folder(config: FolderConfig) -> VideoFolder:
     if config.condition == "face":
         for sequence in sequences:  # a face that cannot be cropped is found now and not in the middle of a run
             face_box(sequence, image_size(sequence.path("frames", 0)), config.face.crop)
+        if config.face.reference == TYPICAL:
+            known = sequences if config.phase == "train" else open_folder(_plain_train(config)).sequences
+            reference = typical_face(known, config.face.crop).encode()
+            config = replace(config, face=replace(config.face, reference=reference))
     if config.condition == "labels":
         classes = _resolve_classes(config)
         spec = ConditionSpec(
@@ -237,6 +242,33 @@ def open_folder(config: FolderConfig) -> VideoFolder:
         )
         return VideoFolder(config, sequences, spec, classes)
     return VideoFolder(config, sequences, _map_spec(config), None)
+
+
+def _plain_train(config: FolderConfig) -> FolderConfig:
+    """The training part of a data set of faces, without a reference."""
+    return replace(config, phase="train", face=replace(config.face, reference=NO_REFERENCE))
+
+
+def typical_face(sequences: tuple[Sequence, ...], crop: Crop) -> FaceReference:
+    """The frame whose landmarks, as they lie in what is cut out, are nearest to the mean of all.
+
+    Args:
+        sequences: of faces, at least one.
+        crop: what is cut out of their frames.
+
+    Raises:
+        DataError: if a landmark file or the chosen frame is damaged.
+    """
+    places, points = [], []
+    for sequence in sequences:
+        box = face_box(sequence, image_size(sequence.path("frames", 0)), crop)
+        for frame in range(len(sequence)):
+            path = sequence.path("keypoints", frame)
+            places.append((sequence, frame, box))
+            points.append(read_landmarks(read_bytes(path, MODALITIES["keypoints"].noun), str(path)) - box[:2])
+    chosen = typical(np.array(points))
+    sequence, frame, box = places[chosen]
+    return FaceReference(crop_padded(read_image(sequence.path("frames", frame)), box), points[chosen])
 
 
 def _map_spec(config: FolderConfig) -> ConditionSpec:

@@ -96,10 +96,8 @@ def image_size(path: Path) -> tuple[int, int]:
     data = _read_whole(path)
     if data.startswith(_PNG_START):
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-    if data.startswith(_JPEG_START):
-        for marker, at in _jpeg_segments(data):
-            if marker in _JPEG_FRAMES:
-                return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+    if data.startswith(_JPEG_START) and (stated := jpeg_size(data)) is not None:
+        return stated
     height, width = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION).shape[:2]
     return height, width
 
@@ -235,6 +233,14 @@ def _reaches_its_end(data: bytes) -> bool:
 def _jpeg_scan_start(data: bytes) -> int:
     """Where the header segments end: at the first scan, or beyond the data of a file cut off before it."""
     return next((position for marker, position in _jpeg_segments(data) if marker == _JPEG_SCAN), len(data))
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) that the header of a JPEG states; None where there is no such header. Nothing is decoded."""
+    for marker, at in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+    return None
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:

@@ -86,6 +86,22 @@ class Features(NamedTuple):
     """(B, foreground width, H, W); None without a foreground branch."""
 
 
+def check_shown(shown_channels: tuple[int, ...], condition_channels: int) -> None:
+    """Refuse channels that cannot show a frame.
+
+    Raises:
+        ConfigError: if they are not three, or one does not exist.
+    """
+    if shown_channels and (len(shown_channels) != 3 or not set(shown_channels) <= set(range(condition_channels))):
+        got = ", ".join(map(str, shown_channels))
+        raise ConfigError(f"three of {condition_channels} condition channels can show a frame, got {got}")
+
+
+def drawn_onto(shown: Tensor | None, drawn: Tensor) -> Tensor:
+    """The hallucinated frame, (B, 3, H, W) in [-1, 1]: what a head drew, or a shown frame changed by it."""
+    return torch.tanh(drawn) if shown is None else (shown + drawn).clamp(-1, 1)
+
+
 class CompositeGenerator(nn.Module):
     """vid2vid's single-scale generator as a stateless step.
 
@@ -96,9 +112,11 @@ class CompositeGenerator(nn.Module):
         config: size and shape.
         condition_channels: C, channels of one encoded condition.
         foreground_channels: condition channels that are drawn by a separate branch and never warped; empty for none.
+        shown_channels: three condition channels in [-1, 1] that show a frame already: the hallucinated frame is then
+            that frame and what is drawn onto it. Empty for none.
 
     Raises:
-        ConfigError: if a foreground channel does not exist.
+        ConfigError: if a foreground or shown channel does not exist.
 
     Source:
         Wang et al., "Video-to-Video Synthesis", NeurIPS 2018; low-resolution input as in Zhuo et al., "Fast-Vid2Vid",
@@ -106,12 +124,18 @@ class CompositeGenerator(nn.Module):
     """
 
     def __init__(
-        self, config: CompositeConfig, condition_channels: int, foreground_channels: tuple[int, ...] = ()
+        self,
+        config: CompositeConfig,
+        condition_channels: int,
+        foreground_channels: tuple[int, ...] = (),
+        shown_channels: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         if bad := [c for c in foreground_channels if not 0 <= c < condition_channels]:
             raise ConfigError(f"foreground channel {bad[0]} does not exist: the condition has {condition_channels}")
+        check_shown(shown_channels, condition_channels)
         self.config = config
+        self.shown_channels = tuple(shown_channels)
         self.foreground_channels = tuple(foreground_channels)
         self._condition_channels = condition_channels
         c, n = condition_channels, config.history_length
@@ -154,6 +178,10 @@ class CompositeGenerator(nn.Module):
             with torch.no_grad():
                 # Begin close to standing still: random motion of many pixels would have to be unlearnt first.
                 self.motion_head.conv.weight.mul_(0.1)
+        if self.shown_channels:
+            with torch.no_grad():
+                # Begin with what is shown.
+                self.image_head.conv.weight.mul_(0.1)
 
     @property
     def condition_channels(self) -> int:
@@ -228,7 +256,8 @@ class CompositeGenerator(nn.Module):
         ]
         image_feature = _decode(self.image_decoder, levels)
         features = Features(image_feature)
-        hallucinated = torch.tanh(self.image_head(image_feature).float())
+        shown = condition[:, list(self.shown_channels)] if self.shown_channels else None
+        hallucinated = drawn_onto(shown, self.image_head(image_feature).float())
         output = FrameOutput(hallucinated, hallucinated)
         if self.config.use_flow:
             flow_feature = _decode(self.flow_decoder, levels)

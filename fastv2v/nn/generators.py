@@ -30,7 +30,12 @@ ImageConfig = SingleImageConfig | SpadeImageConfig
 
 
 def build_generator(
-    config: VideoConfig, condition_channels: int, foreground_channels: tuple[int, ...] = (), *, guidance_levels: int = 0
+    config: VideoConfig,
+    condition_channels: int,
+    foreground_channels: tuple[int, ...] = (),
+    *,
+    guidance_levels: int = 0,
+    shown_channels: tuple[int, ...] = (),
 ) -> VideoGenerator:
     """The generator that a config describes, with fresh weights.
 
@@ -40,6 +45,8 @@ def build_generator(
         foreground_channels: see the generators.
         guidance_levels: levels of guidance that the condition ends with; to most generators they are channels like
             any others.
+        shown_channels: channels of the condition that show a frame already (``ConditionSpec.shown_channels``), which
+            slim generators and composite ones of one scale begin from; to others they are channels like any.
 
     Raises:
         ConfigError: if the generator has no use for a foreground or the guidance.
@@ -49,9 +56,10 @@ def build_generator(
             raise ConfigError("a SPADE generator has no foreground branch: leave --recipe.foreground empty")
         return SpadeGenerator(config, condition_channels, guidance_levels)
     if isinstance(config, SlimConfig):
-        return SlimGenerator(config, condition_channels, foreground_channels)
-    kind = CompositeGenerator if config.num_scales == 1 else CoarseToFineGenerator
-    return kind(config, condition_channels, foreground_channels)
+        return SlimGenerator(config, condition_channels, foreground_channels, shown_channels)
+    if config.num_scales == 1:
+        return CompositeGenerator(config, condition_channels, foreground_channels, shown_channels)
+    return CoarseToFineGenerator(config, condition_channels, foreground_channels)
 
 
 def build_image_generator(config: ImageConfig, condition_channels: int) -> ImageGenerator:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastv2v.contracts import FrameOutput, History
 from fastv2v.errors import ConfigError, ShapeError
 from fastv2v.nn.blocks import BlockKind, InvertedResidual, ResidualBlock, init_gan_weights
-from fastv2v.nn.composite import blend_moved, check_step_inputs, foreground_mask
+from fastv2v.nn.composite import blend_moved, check_shown, check_step_inputs, drawn_onto, foreground_mask
 from fastv2v.render import advance
 
 SlimBlock = Literal[BlockKind, "separable"]
@@ -121,9 +121,11 @@ class SlimGenerator(nn.Module):
         config: size and shape.
         condition_channels: C, channels of one encoded condition.
         foreground_channels: condition channels that are always drawn anew; empty for none.
+        shown_channels: three condition channels in [-1, 1] that show a frame already: the hallucinated frame is then
+            that frame and what is drawn onto it. Empty for none.
 
     Raises:
-        ConfigError: if a foreground channel does not exist.
+        ConfigError: if a foreground or shown channel does not exist.
 
     Source:
         Patches as channels: Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient
@@ -131,17 +133,27 @@ class SlimGenerator(nn.Module):
         NeurIPS 2018. Low-resolution input of a part-time student: Zhuo et al., "Fast-Vid2Vid", ECCV 2022.
     """
 
-    def __init__(self, config: SlimConfig, condition_channels: int, foreground_channels: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        config: SlimConfig,
+        condition_channels: int,
+        foreground_channels: tuple[int, ...] = (),
+        shown_channels: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         if bad := [c for c in foreground_channels if not 0 <= c < condition_channels]:
             raise ConfigError(f"foreground channel {bad[0]} does not exist: the condition has {condition_channels}")
+        check_shown(shown_channels, condition_channels)
         self.config = config
+        self.shown_channels = tuple(shown_channels)
         self.foreground_channels = tuple(foreground_channels)
         self._condition_channels = condition_channels
         c, n, patch = condition_channels, config.history_length, config.input_scale**2
         self.embed = nn.Conv2d(c, config.embedding, 1)
-        # Averaged: all conditions, the older frames. Whole: the embedded condition, the latest frame. And `valid`.
-        entering = c * (n + 1) + 3 * (n - 1) + (config.embedding + 3) * patch + 1
+        # Averaged: all conditions, the older frames. Whole: the embedded condition, what it shows, the latest frame.
+        # And `valid`.
+        num_shown = len(self.shown_channels)
+        entering = c * (n + 1) + 3 * (n - 1) + (config.embedding + num_shown + 3) * patch + 1
         self.encoder = SlimEncoder(config, entering)
         self.bottom = nn.Sequential(*(_block(config, config.widths[-1]) for _ in range(config.depths[-1])))
         self.decoder = SlimDecoder(config)
@@ -152,7 +164,7 @@ class SlimGenerator(nn.Module):
             self.motion_decoder = None if config.shared_decoder else SlimDecoder(config)
             self.flow_head = nn.Conv2d(config.widths[0], 2, config.head_kernel, padding=pad)
         if config.refine_width:
-            blended = 3 + 3 + config.embedding
+            blended = 3 + 3 + config.embedding + num_shown
             last = nn.Conv2d(config.refine_width, 3, 3, padding=1)
             self.refine = nn.Sequential(*_conv(blended, config.refine_width, 3), last)
         init_gan_weights(self)
@@ -160,6 +172,9 @@ class SlimGenerator(nn.Module):
             if config.use_flow:
                 # Begin close to standing still, as the composite generator does.
                 self.flow_head.weight.mul_(0.1)
+            if self.shown_channels:
+                # Begin with what is shown.
+                self.head.weight.mul_(0.1)
             if config.refine_width:
                 # Begin with the blended frame as it is.
                 last.weight.mul_(0.1)
@@ -209,7 +224,10 @@ class SlimGenerator(nn.Module):
         check_step_inputs(condition, history, self.condition_channels, self.history_length)
         past, present = (self.coarse(x) for x in (history.conditions.flatten(1, 2), condition))
         mask = foreground_mask(condition, self.foreground_channels) if self.foreground_channels else None
-        output = self.draw(self.embed(condition), torch.cat([past, present], dim=1), history, mask)
+        embedded = self.embed(condition)
+        if self.shown_channels:
+            embedded = torch.cat([embedded, condition[:, list(self.shown_channels)].to(embedded.dtype)], dim=1)
+        output = self.draw(embedded, torch.cat([past, present], dim=1), history, mask)
         return output, advance(history, condition, output.frame)
 
     def coarse(self, maps: Tensor) -> Tensor:
@@ -223,7 +241,7 @@ class SlimGenerator(nn.Module):
         A deployed graph begins here, so that it need not average the same past conditions again and again.
 
         Args:
-            embedded: the present condition through ``embed``, (B, E, H, W).
+            embedded: the present condition through ``embed``, (B, E, H, W); then the channels that show a frame.
             conditions: past and present conditions, oldest first, averaged by ``coarse``, (B, N * C, h, w).
             history: its frames (B, N-1, 3, H, W) and ``valid``; its conditions are not looked at.
             foreground: where the picture is drawn anew, (B, 1, H, W) in [0, 1]; None where there is no foreground.
@@ -236,7 +254,8 @@ class SlimGenerator(nn.Module):
         bottom = self.bottom(levels.bottom)
         features = self.decoder(bottom, levels.skips)
         patches = F.pixel_shuffle(self.head(features).float(), scale)
-        hallucinated = torch.tanh(patches[:, :3])
+        shown = embedded[:, -3:].float() if self.shown_channels else None
+        hallucinated = drawn_onto(shown, patches[:, :3])
         output = FrameOutput(hallucinated, hallucinated)
         if self.config.use_flow:
             if self.motion_decoder is not None:

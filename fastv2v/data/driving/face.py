@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastv2v.data.driving.config import DrivingConfig
 from fastv2v.data.driving.space import Array, Space, numbers, rounded
-from fastv2v.data.face import NUM_LANDMARKS
+from fastv2v.data.face_reference import NUM_LANDMARKS
 from fastv2v.errors import DataError
 
 Complex = NDArray[np.complex128]

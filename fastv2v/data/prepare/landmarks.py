@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fastv2v.data.face import NUM_LANDMARKS, CropBox
+from fastv2v.data.face import CropBox
+from fastv2v.data.face_reference import NUM_LANDMARKS
 from fastv2v.data.prepare.chunks import Found, Piece
 from fastv2v.data.prepare.survey import Frame
 from fastv2v.errors import ConfigError, DataError, MissingExtraError
