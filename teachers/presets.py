@@ -339,8 +339,9 @@ def demo() -> TeacherRecipe:
 def face_demo() -> TeacherRecipe:
     """A talking head from its landmarks, in minutes on a CPU, at 192x192: the demo's recipe on frames cut out already.
 
-    Nothing of the real frames is given away (``background="none"``), so that another face may drive it; what stands
-    behind the head is learnt by its place, which the distance maps tell. That is also why nothing is mirrored.
+    Nothing of the real frames is given away (``background="none"``), so that another face may drive it. One training
+    frame, bent to the landmarks of each frame, is shown instead (``reference``): minutes suffice to learn what differs
+    from it, and not to learn a face. Nothing is mirrored, for neither are people.
     """
     base = demo()
     folder = FolderConfig(

@@ -38,7 +38,7 @@ class Demo:
     out: Path | None = None
     """Folder for everything that is made; runs/demo or runs/demo-NAME by default."""
     minutes: float | None = None
-    """Training time of all three stages together; 6 on the procedural world, 16 on a data set or a video."""
+    """Training time of all three stages together; 6 on the procedural world, 16 on a data set, 20 on a video."""
     gap: int = 4
     """Distance between two keyframes of the delivered stream, 1 to 12; the student is trained for it."""
     seed: int = 0
@@ -71,7 +71,7 @@ def run_demo(args: Demo) -> Path:
 
     given = args.data or args.video
     out = args.out or Path("runs") / ("demo" if given is None else f"demo-{_name(given, args.kind)}")
-    minutes = args.minutes or (6.0 if given is None else 16.0)
+    minutes = args.minutes or (6.0 if given is None else 16.0 if args.video is None else 20.0)
     data = args.data
     if args.video is not None and args.kind is not None:
         _say(f"{args.kind} of {args.video}")

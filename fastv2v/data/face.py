@@ -28,6 +28,7 @@ Background = Literal["canny", "none"]
 Crop = Literal["face", "none"]
 """What is cut out of the frames of a sequence."""
 
+
 class MissingFace(DataError):  # noqa: N818 - a state of the data that callers hold or skip, rarely an error to them
     """A landmark file without lines: no face was found in that frame."""
 

@@ -29,7 +29,8 @@ _MOST_BYTES: Final = 16 * 2**20
 _MOST_PIXELS: Final = 2**24
 _GRID: Final = 8
 _STIFFNESS: Final = 1e-3
-_REACH: Final = 0.3
+_WHOLE: Final = 0.15
+_REACH: Final = 0.35
 
 
 class FaceReference(NamedTuple):
@@ -103,7 +104,7 @@ def bend(
     """Show the reference with its landmarks where others are.
 
     Inside the face the bend is a thin-plate spline through the landmarks, a little stiff, since points that nearly
-    meet (closed lips) would fold it. It fades out within 0.3 face widths around.
+    meet (closed lips) would fold it. Ears and hair go along; between 0.15 and 0.35 face widths outside it fades out.
 
     Args:
         reference: the frame.
@@ -129,7 +130,8 @@ def bend(
     spline = _spline(landmarks / face_width, residual, nodes / face_width)
     mask = np.full(size, 255, np.uint8)
     cv2.fillConvexPoly(mask, cv2.convexHull(outline.round().astype(np.int32)), 0)
-    near = np.clip(1 - cv2.distanceTransform(mask, cv2.DIST_L2, 5) / (_REACH * face_width), 0, 1)
+    away = cv2.distanceTransform(mask, cv2.DIST_L2, 5) / face_width
+    near = np.clip((_REACH - away) / (_REACH - _WHOLE), 0, 1)
     fade = near * near * (3 - 2 * near)
     px, py = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     moved = cv2.remap(spline.astype(np.float32), px / _GRID, py / _GRID, cv2.INTER_LINEAR)
@@ -178,4 +180,3 @@ def _kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float6
     """r^2 log r between all pairs, (len(a), len(b))."""
     squared = ((a[:, None] - b[None]) ** 2).sum(axis=-1)
     return np.asarray(0.5 * squared * np.log(np.maximum(squared, 1e-12)))
-
