@@ -71,10 +71,11 @@ class TestBend:
         assert np.abs(at(bent, there) - HERE).mean() < 1.2
 
     def test_a_face_that_moves_takes_the_picture_along_or_leaves_it(self):
-        there = HERE + (12, -7)
+        shift = np.array([12, -7])
+        there = HERE + shift
         moved, left = (bend(FaceReference(places(), HERE), there, there, SIZE, still=still) for still in (False, True))
         far = np.array([[30, 200], [200, 210], [220, 30]])
-        assert np.abs(at(moved, far) - (far - (12, -7))).max() <= 1
+        assert np.abs(at(moved, far) - (far - shift)).max() <= 1
         assert np.abs(at(left, far) - far).max() <= 1
 
     def test_a_picture_of_another_size_is_scaled_with_its_points(self):
