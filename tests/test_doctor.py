@@ -1,5 +1,6 @@
 """The verb ``fastv2v doctor``: what it tells of this machine, of machines with a GPU, and of strange ones."""
 
+import importlib.util
 import json
 import os
 import re
@@ -40,7 +41,7 @@ def test_it_answers_in_lines_and_in_json_and_exits_with_0(tmp_path, capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     report = json.loads(last)
     assert report == json.loads((tmp_path / "report.json").read_text())
-    assert list(report) == ["machine", "gpu", "versions", "engines", "extras", "weights", "disk"]
+    assert list(report) == ["machine", "gpu", "versions", "engines", "extras", "people", "weights", "disk"]
     assert [line for line in lines if not line.startswith(" ")] == list(report)
     assert [engine["name"] for engine in report["engines"]] == [*ENGINES, *GPU_ENGINES]
     assert report["disk"][0]["free_gib"] > 0
@@ -144,6 +145,13 @@ class TestLists:
         for extra in found:
             assert f'"{extra["name"]}":' in stated
             assert extra["installed"] == (not extra["missing"])
+            assert extra["for"], f"say in EXTRA_USES what {extra['name']} is for"
+
+    def test_what_finds_people_is_told_though_it_is_no_extra(self, monkeypatch):
+        found = doctor.people()
+        assert found["installed"] == (importlib.util.find_spec("mediapipe") is not None)
+        monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+        assert ".venv-pose" in doctor.people()["install"]
 
     @pytest.mark.parametrize(
         ("requirement", "name"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_driving import expressions, placed, turned, walk
 from tiny_bundle import PALETTE, SIZE, SPEC, FakeEngine, label_maps, manifest, write_tiny
@@ -29,6 +29,7 @@ from export.live.protocol import (
     Hello,
     Hold,
     PictureMessage,
+    Restart,
     Settings,
     Source,
     Stroke,
@@ -79,6 +80,7 @@ def jpeg(height=16, width=24, seed=0, **options):
 
 
 class TestProtocol:
+    @settings(deadline=None)
     @given(
         number=st.integers(0, 2**32 - 1),
         time_ms=st.floats(allow_nan=False, allow_infinity=False),
@@ -88,6 +90,7 @@ class TestProtocol:
         message = PictureMessage(number, time_ms, data)
         assert unpack_picture(pack_picture(message)) == message
 
+    @settings(deadline=None)
     @given(
         index=st.integers(0, 2**32 - 1),
         delay=st.floats(0, 1e6, width=32),
@@ -107,6 +110,7 @@ class TestProtocol:
         packed = pack_frame(FrameMessage(1, 2, 1.0, 0.5, True, b"ab", b"c", 1.0, is_guided=True))
         assert packed == bytes.fromhex("010205000100000002000000000000000000f03f0000003f0000803f02000000") + b"abc"
 
+    @settings(deadline=None)
     @given(st.binary(max_size=200))
     def test_anything_else_is_refused_in_a_sentence(self, data):
         for read in (unpack_picture, unpack_frame, jpeg_size):
@@ -119,11 +123,13 @@ class TestProtocol:
         with pytest.raises(DataError, match="not a number"):
             unpack_picture(struct.pack("<BBHId", 1, 1, 0, 3, math.nan) + b"J")
 
+    @settings(deadline=None)
     @given(st.text(max_size=60) | st.sampled_from(["[" * 16000, '{"type": "gap"}', "9" * 5000, '{"type": []}']))
     def test_texts_that_are_no_commands(self, text):
         with pytest.raises(DataError):
             parse_command(text)
 
+    @settings(deadline=None)
     @given(
         kind=st.sampled_from(sorted(COMMANDS)),
         content=st.dictionaries(
@@ -576,6 +582,19 @@ class TestSession:
         assert (state["grade"], state["source"], state["waits"]) == ("fast", "clip", 3)
         later = page.frames[-6:]
         assert [frame.is_keyframe for frame in later] == [frame.index % 2 == 0 for frame in later]
+
+    def test_streams_begin_with_the_real_frame_and_starting_over_returns_to_it(self, folder):
+        seed = np.full((*SIZE, 3), 200, np.uint8)
+        clip = {"clip": lambda: iter([ConditionMap(labels=x) for x in label_maps(6)])}
+        seeded = LiveBundle(folder, clip, None, seed_frame=seed, opener=fake_opener)
+        with Page(seeded) as page:
+            page.session.tell(Source("clip"))
+            page.until(lambda: len(page.frames) > 5)
+            page.session.tell(Restart())
+            page.until(lambda: len([frame for frame in page.frames if frame.index == 0]) > 1)
+        for frame in page.frames:
+            if frame.index == 0:
+                assert np.abs(decode_picture(frame.frame, 10_000).astype(int) - 200).max() < 3
 
     def test_painting_on_a_held_frame_shows(self, bundle):
         with Page(bundle) as page:

@@ -104,6 +104,7 @@ class LiveBundle:
         sources: what the server has to offer, by name.
         new_reader: makes what reads the pictures of one page; None where none can be read.
         unreadable: why none can, for people.
+        seed_frame: real frame that every stream begins with, uint8 RGB (H, W, 3) of the bundle's size.
         config: how it is run.
         opener: opens the bundle's stream with an engine; ``export.runtime.open_bundle`` by default.
 
@@ -118,11 +119,13 @@ class LiveBundle:
         new_reader: Callable[[], Reader] | None = None,
         *,
         unreadable: str = "",
+        seed_frame: NDArray[np.uint8] | None = None,
         config: LiveConfig | None = None,
         opener: Callable[..., Stream] = open_bundle,
     ) -> None:
         self.folder, self.manifest = Path(folder), load_manifest(Path(folder))
         self.sources, self.new_reader, self.unreadable = dict(sources), new_reader, unreadable
+        self.seed_frame = seed_frame
         self._example = None if new_reader is None else new_reader()
         self.config = config or LiveConfig()
         self._opener = opener
@@ -168,7 +171,7 @@ class LiveBundle:
         elif settings.grade is not None and settings.grade != NETWORK_METHOD:
             manifest = replace(manifest, interpolation={"method": "dis", "grade": settings.grade})
         network = open_network(self.folder, self.manifest, self.config.threads) if method == NETWORK_METHOD else None
-        made = Stream(opened.steps, manifest, causal=settings.causal, network=network)
+        made = Stream(opened.steps, manifest, causal=settings.causal, network=network, seed_frame=self.seed_frame)
         opened.close()
         return made
 
@@ -359,7 +362,7 @@ class LiveSession:
             stream = self._switch(stream, command)
         elif isinstance(command, Source):
             self._open_source(command.name)
-            stream.restart()
+            stream.restart(self._bundle.seed_frame)
         elif isinstance(command, Hold):
             self._held = command.on and self._latest is not None
             self._due = 0.0
@@ -367,7 +370,7 @@ class LiveSession:
                 self._pictures.clear()  # what waited meanwhile is old
         elif isinstance(command, Restart):
             self._end_reader()  # a driver is got to know anew too
-            stream.restart()
+            stream.restart(self._bundle.seed_frame)
         elif isinstance(command, Stroke | Undo | Clear):
             self._paint(command)
         self._given.clear() if stream.num_taken == 0 else None

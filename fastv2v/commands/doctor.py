@@ -102,7 +102,8 @@ def examine() -> dict[str, Any]:
 
     Returns:
         ``machine`` and ``gpu`` as ``fastv2v.environment`` describes them, ``versions`` of packages and programs,
-        ``engines``, ``extras``, ``weights`` and ``disk``, ready for JSON. What could not be asked holds ``problem``.
+        ``engines``, ``extras``, ``people``, ``weights`` and ``disk``, ready for JSON. What could not be asked
+        holds ``problem``.
     """
     probes: Mapping[str, Callable[[], Any]] = {
         "machine": describe_machine,
@@ -110,6 +111,7 @@ def examine() -> dict[str, Any]:
         "versions": lambda: describe_versions() | {"ffmpeg": program_version(_ffmpeg()) or "missing"},
         "engines": lambda: [report._asdict() for report in survey_engines()],
         "extras": extras,
+        "people": people,
         "weights": lambda: [_found(weights) for weights in WEIGHTS],
         "disk": _disk,
     }
@@ -136,12 +138,41 @@ def _ffmpeg() -> str:
     return "ffmpeg"
 
 
+EXTRA_USES: Mapping[str, str] = {
+    "docs": "the documentation site",
+    "face": "finding faces: prepare --kind face, stream --drive and live with a face",
+    "live": "fastv2v live, the page in the browser",
+    "lmdb": "packed data sets",
+    "peers": "RIFE as a rival in benchmarks",
+    "raft": "reference flow by RAFT",
+    "tensorrt": "TensorRT engines, CUDA 13",
+    "tensorrt-cu12": "TensorRT engines, CUDA 12",
+    "test": "the tests",
+    "world": "point ids by structure from motion: unproject",
+}
+"""What each extra is for."""
+
+
 def extras() -> list[dict[str, Any]]:
-    """Each extra of the package: ``name``, ``installed`` and the ``missing`` distributions."""
+    """Each extra of the package: ``name``, what it is ``for``, ``installed`` and the ``missing`` distributions."""
     return [
-        {"name": name, "installed": not (missing := [x for x in wanted if not _is_installed(x)]), "missing": missing}
+        {
+            "name": name,
+            "for": EXTRA_USES.get(name, ""),
+            "installed": not (missing := [x for x in wanted if not _is_installed(x)]),
+            "missing": missing,
+        }
         for name, wanted in sorted(_declared_extras().items())
     ]
+
+
+def people() -> dict[str, Any]:
+    """What finds people: ``name``, what it is ``for``, whether this Python has it, and how to ``install`` it."""
+    from fastv2v.data.prepare.body import NEEDED
+
+    has = importlib.util.find_spec("mediapipe") is not None
+    uses = "finding people: prepare --kind pose, stream --drive and live with a person"
+    return {"name": "mediapipe", "for": uses, "installed": has, "install": None if has else NEEDED}
 
 
 def _declared_extras() -> dict[str, list[str]]:
@@ -212,6 +243,7 @@ def describe(report: Mapping[str, Any]) -> list[str]:
         "versions": lambda found: [", ".join(f"{name} {version}" for name, version in found.items())],
         "engines": _engine_lines,
         "extras": _extra_lines,
+        "people": _people_lines,
         "weights": _weight_lines,
         "disk": lambda found: [f"{x['free_gib']} GiB free, {x['place']} ({x['path']})" for x in found],
     }
@@ -259,11 +291,17 @@ def _engine_lines(engines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _extra_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
-        f"{extra['name']}: installed"
+        f"{extra['name']} ({extra['for']}): installed"
         if extra["installed"]
-        else f"{extra['name']}: lacks {', '.join(extra['missing'])}; pip install 'fastv2v[{extra['name']}]'"
+        else f"{extra['name']} ({extra['for']}): lacks {', '.join(extra['missing'])}; pip install "
+        f"'fastv2v[{extra['name']}]'"
         for extra in found
     ]
+
+
+def _people_lines(found: Mapping[str, Any]) -> list[str]:
+    has = "installed" if found["installed"] else f"not in this Python; {found['install']}"
+    return [f"{found['name']} ({found['for']}): {has}"]
 
 
 def _weight_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -16,6 +16,7 @@ import tyro
 
 from export.bundle import Manifest, load_manifest
 from export.camera import Camera
+from export.convert import cover
 from export.driving import DRIVING_FILE, read_driving
 from export.engines import this_machine
 from export.live.pictures import Reader, ReadingConfig, Watched, builtin_clip
@@ -25,6 +26,7 @@ from export.sources import condition_files, instance_files, read_conditions, unp
 from fastv2v.commands.arguments import parse
 from fastv2v.commands.stream import open_sequence
 from fastv2v.data.folder import Phase
+from fastv2v.data.images import read_image
 from fastv2v.errors import ConfigError, MediaError, MissingExtraError
 from fastv2v.video import read_video
 
@@ -61,6 +63,9 @@ class LiveArgs:
     """A camera of this machine to offer beside the browser's own: its number (0 is the first) or address."""
     video: Path | None = None
     """A video of this machine to offer, read as a camera is, over and over."""
+    seed_frame: Path | None = None
+    """Real frame of what was trained to begin with, and again at "Start over"; its middle is taken. Without it streams
+    start from nothing, which generators of short trainings hardly recover from."""
     conditions: Path | None = None
     """Folder of one sequence's label maps or condition images to offer."""
     instances: Path | None = None
@@ -109,7 +114,14 @@ def live_bundle(args: LiveArgs) -> LiveBundle:
         unreadable = str(error)
         _LOG.warning("pictures cannot drive this bundle: %s", error)
     sources = _sources(args, manifest, new_reader)
-    return LiveBundle(args.bundle, sources, new_reader, unreadable=unreadable, config=LiveConfig(threads=args.threads))
+    return LiveBundle(
+        args.bundle,
+        sources,
+        new_reader,
+        unreadable=unreadable,
+        seed_frame=None if args.seed_frame is None else cover(read_image(args.seed_frame), manifest.size),
+        config=LiveConfig(threads=args.threads),
+    )
 
 
 def _sources(args: LiveArgs, manifest: Manifest, new_reader: Callable[[], Reader] | None) -> dict[str, SourceMaker]:
@@ -159,9 +171,9 @@ def main(argv: list[str]) -> int:
         raise MissingExtraError(f"{_NEEDED} ({error.name} is missing)") from error
     config = ServerConfig(host=args.host, port=args.port, max_clients=args.clients)
     token = None if config.is_local else new_token()
-    for file in (args.certificate, args.key):
+    for file in (args.certificate, args.key, args.seed_frame):
         if file is not None and not file.is_file():
-            raise ConfigError(f"{file}: there is no such file; --certificate and --key name PEM files")
+            raise ConfigError(f"{file}: there is no such file; --certificate, --key and --seed-frame name files")
     bundle = live_bundle(args)
     cv2.setNumThreads(filling_threads(args.threads or this_machine()["cores"]))
     server = LiveServer(bundle, config, token)

