@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from benchmarks.results import Row, format_table
+from benchmarks.results import BenchmarkResult, Row, format_table, write_result
 from export.bundle import Manifest, load_manifest
 from export.runtime import ConditionMap, open_bundle
 from fastv2v.data.conditions import maps_to_float
@@ -146,7 +146,7 @@ def _read_one(folder: VideoFolder, reader: FrameReader, index: int, manifest: Ma
     return FaceFrames(sequence.name, list(read["frames"]), points, conditions)
 
 
-def face_benchmark(bundle: Path, data: Path, engine: str = "auto") -> list[Row]:
+def face_benchmark(bundle: Path, data: Path, engine: str = "auto") -> tuple[list[Row], Sequence[Frame], FaceFrames]:
     """Stream every held-out sequence from its first real frame, and measure the others.
 
     Args:
@@ -155,7 +155,8 @@ def face_benchmark(bundle: Path, data: Path, engine: str = "auto") -> list[Row]:
         engine: see ``open_bundle``.
 
     Returns:
-        One row for each sequence and, of several, one for all; ``gain_db`` is the delivered PSNR over the floor's.
+        One row for each sequence and, of several, one for all (``gain_db`` is the delivered PSNR over the floor's);
+        and what was delivered of the first sequence, with that.
 
     Raises:
         BundleError: if the bundle cannot run.
@@ -167,14 +168,16 @@ def face_benchmark(bundle: Path, data: Path, engine: str = "auto") -> list[Row]:
     manifest = load_manifest(bundle)
     known, held_out = (read_sequences(data, phase, manifest) for phase in ("train", "test"))
     rows: list[dict[str, Any]] = []
+    kept: list[list[Frame]] = []
     with open_bundle(bundle, engine=engine) as stream:
         for sequence in held_out:
             stream.restart(sequence.frames[0])
             delivered = [one.frame for one in stream.frames(sequence.conditions)]
+            kept.append(delivered)
             rows.append({"sequence": sequence.name} | _measure(sequence, delivered, known))
     if len(rows) > 1:
         rows.append(_mean(rows))
-    return rows  # type: ignore[return-value]
+    return rows, kept[0], held_out[0]  # type: ignore[return-value]
 
 
 def _measure(sequence: FaceFrames, delivered: Sequence[Frame], known: Sequence[FaceFrames]) -> dict[str, Any]:
@@ -222,6 +225,8 @@ def main(
     data: Annotated[Path, tyro.conf.Positional],
     *,
     engine: str = "auto",
+    json: Path | None = None,
+    moving: Path | None = None,
 ) -> None:
     """Measure a bundle of faces on the held-out part of a data set; print a table, then one line of JSON.
 
@@ -229,10 +234,53 @@ def main(
         bundle: the bundle's folder.
         data: data set as fastv2v prepare makes it.
         engine: which engine runs it.
+        json: result file to write.
+        moving: animated WebP to write, of the first held-out sequence: condition, delivered, real.
     """
-    rows = face_benchmark(bundle, data, engine)
+    rows, delivered, first = face_benchmark(bundle, data, engine)
     print(format_table(rows, COLUMNS))
     print(json_format.dumps({"suite": "face", "bundle": str(bundle), "data": str(data), "rows": rows}))
+    if json is not None:
+        result = BenchmarkResult(
+            suite="face",
+            rows=tuple({"name": row["sequence"], **row} for row in rows),
+            device="cpu",
+            threads=cv2.getNumThreads(),
+            precision=f"engine {engine}",
+            settings={"bundle": bundle.name, "data": data.name, "size": list(load_manifest(bundle).size)},
+        )
+        write_result(json, result)
+    if moving is not None:
+        write_moving(moving, delivered, first)
+
+
+def write_moving(path: Path, delivered: Sequence[Frame], sequence: FaceFrames, fps: float = 30.0) -> None:
+    """Write an animated WebP that repeats for ever: the curves that went in, what was delivered, the real video.
+
+    Args:
+        path: file to write.
+        delivered: RGB, (H, W, 3) each.
+        sequence: what they were made of.
+        fps: frames a second.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    animation: Any = cv2.Animation()
+    animation.frames = [
+        np.ascontiguousarray(np.hstack([_curves(condition), frame, real])[..., ::-1])
+        for condition, frame, real in zip(sequence.conditions, delivered, sequence.frames, strict=True)
+    ]
+    animation.durations = [round(1000 / fps)] * len(animation.frames)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwriteanimation(str(path), animation, [cv2.IMWRITE_WEBP_QUALITY, 85]):
+        raise DataError(f"{path} cannot be written; give another place")
+
+
+def _curves(condition: ConditionMap) -> Frame:
+    """The curves of a condition, white on black."""
+    assert condition.maps is not None  # read_sequences makes it so
+    return np.repeat((condition.maps[0] * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 if __name__ == "__main__":
