@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -53,8 +54,8 @@ class LiveBenchmark:
     """Browser to start."""
     port: int = 8731
     """Port of the server."""
-    server: tuple[str, ...] = ()
-    """Further options of fastv2v live."""
+    server: str = ""
+    """Further options of fastv2v live, behind an equals sign and in quotes: --server="--seed-frame first.png"."""
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes <= 600:
@@ -333,7 +334,7 @@ async def measure(args: LiveBenchmark) -> dict[str, Any]:
         folder = Path(scratch)
         log = folder / "server.log"
         command = [sys.executable, "-m", "fastv2v.cli", "live", str(args.bundle), "--port", str(args.port)]
-        with running([*command, *args.server], log) as server:
+        with running([*command, *shlex.split(args.server)], log) as server:
             await until(lambda: _answers(args.port), "fastv2v live", log)
             if not args.hostile:
                 return await drive(args, folder, server.pid, websockets)

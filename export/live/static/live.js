@@ -72,6 +72,7 @@ function greet(hello) {
   document.title = `${hello.name} – fastv2v live`;
   $("about").textContent = `${hello.condition}, ${width} × ${height}`;
   say("");
+  $("running").textContent = "The engine is being opened …"; // until the first state comes
   offerSources();
   options($("engine"), hello.engines.map((name) => [name, name]));
   options($("gap"), Array.from({ length: Math.max(16, hello.gap || 0) }, (_, i) => [i + 1, i + 1]));
