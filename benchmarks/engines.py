@@ -107,6 +107,7 @@ def measure_engines(
     num_frames: int = 65,
     repeats: int = 5,
     threads: int | None = None,
+    host_code: bool = False,
 ) -> list[Row]:
     """Time a bundle's keyframes and streams in each engine.
 
@@ -116,6 +117,7 @@ def measure_engines(
         num_frames: length of the streams.
         repeats: timed streams; keyframes are timed 20 times as often.
         threads: CPU threads, None for all.
+        host_code: see ``open_bundle``.
 
     Returns:
         One row each, see ``COLUMNS``; an engine that cannot run has the reason under ``failed``.
@@ -131,7 +133,9 @@ def measure_engines(
     rows: list[Row] = []
     for candidate in candidates:
         try:
-            rows.append(_measure(folder, candidate, manifest, conditions, repeats, threads))
+            rows.append(
+                _measure(folder, candidate, manifest, conditions, repeats, threads=threads, host_code=host_code)
+            )
         except FastV2VError as error:
             rows.append({"name": str(candidate), **_cost(manifest), "failed": str(error)})
         gc.collect()
@@ -144,7 +148,7 @@ def _measure(
     manifest: Manifest,
     conditions: Sequence[ConditionMap],
     repeats: int,
-    threads: int | None,
+    **options: Any,
 ) -> Row:
     keeps_frames = candidate.engine in DEVICE_ENGINES and why_not_on_a_device(manifest) is None
     device = "cuda" if keeps_frames and this_machine()["gpu"] else None
@@ -153,8 +157,9 @@ def _measure(
         torch.cuda.empty_cache()  # nor is what the engine before has left
     card = card_id()
     before = read_gpu_use(card)
-    options: dict[str, Any] = {"engine": candidate.engine, "precision": candidate.precision, "threads": threads}
-    with open_bundle(folder, **options, device=device) as stream:
+    with open_bundle(
+        folder, engine=candidate.engine, precision=candidate.precision, device=device, **options
+    ) as stream:
         step = stream.time_step(conditions[0])
         with GpuWatch(card) as watch:
             speed = measure_step(step, warmup=3, repeats=20 * repeats)

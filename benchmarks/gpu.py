@@ -44,7 +44,7 @@ from benchmarks.results import BenchmarkResult, format_table, result_path, write
 from export.build import BundleDetails, build_bundle
 from export.bundle import Cost, Manifest, Parity
 from export.device_step import DeviceInputs, DeviceStep, TensorCondition, current_gpu, encode_on_device
-from export.device_stream import DeviceStream
+from export.device_stream import DeviceStream, named_device
 from export.engines import Candidate, engine_precisions, open_device_step, open_tested_engine
 from export.inputs import PLAIN, ConditionForm, StepCondition, from_encoded
 from export.onnx_graph import deployable
@@ -768,6 +768,7 @@ def main(
             "torch finds no CUDA GPU here; run this where nvidia-smi shows one and torch is built for CUDA, or try it "
             "out with --device cpu --sizes 32x64 --variants eager"
         )
+    named_device(device)
     target = out or result_path("gpu", device_slug(settings.torch_device))
     path = target.with_suffix(".rows.jsonl")
     if retry_failed and not worker:

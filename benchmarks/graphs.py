@@ -289,11 +289,14 @@ def main(
         record: also write it among the results of the project.
 
     Raises:
-        ConfigError: if a student or teacher is unknown.
+        ConfigError: if a student or teacher is unknown, or a number makes no sense.
         ParityError: if the parser would not take a graph, or its frames stray too far; the table is printed before.
     """
-    if unknown := [x for x in teachers if x not in PRESETS]:
-        raise ConfigError(f"unknown teacher {unknown[0]!r}; there are {', '.join(PRESETS)}")
+    for kind, given, known in (("student", students, STUDENTS), ("teacher", teachers, PRESETS)):
+        if unknown := [x for x in given if x not in known]:
+            raise ConfigError(f"unknown {kind} {unknown[0]!r}; there are {', '.join(known)}")
+    if frames < 1 or threads < 1:
+        raise ConfigError(f"frames and threads must be at least 1, got {frames} and {threads}")
     torch.set_num_threads(threads)
     drive = make_drive(size, frames)
     rows: list[Row] = []

@@ -29,7 +29,17 @@ from export.bundle import (
 )
 from export.choose import EngineGuard, Probe, choose_engine
 from export.driving import write_driving
-from export.engines import AUTO, INT8, REFERENCE, Candidate, check_warp, engine_precisions, open_engine, parse_engine
+from export.engines import (
+    AUTO,
+    ENGINES,
+    INT8,
+    REFERENCE,
+    Candidate,
+    check_warp,
+    engine_precisions,
+    open_engine,
+    parse_engine,
+)
 from export.interpolation import (
     CORRECTIONS,
     FEATURES,
@@ -152,7 +162,7 @@ def build_bundle(
     """
     folder = Path(folder)
     check_target(folder, overwrite=overwrite)  # again when it is written; here so that no work is done in vain
-    candidates = _named_candidates(engine)
+    candidates = _named_candidates(engine, int8=int8)
     if candidates is not None and not measure:
         raise ConfigError(f"engine {engine} can be chosen only by measuring; leave it out, or measure")
     if (details.interpolation["method"] == NETWORK_METHOD) != (interpolation is not None):
@@ -218,12 +228,19 @@ def build_bundle(
     return load_manifest(folder)
 
 
-def _named_candidates(engine: str) -> list[Candidate] | None:
-    """Every precision of a named engine, or the one that is named with it; None for ``auto``."""
+def _named_candidates(engine: str, *, int8: bool) -> list[Candidate] | None:
+    """Every precision of a named engine, or the one that is named with it; None for ``auto``.
+
+    Raises:
+        ConfigError: if the quantised graph that it needs shall not be made.
+    """
     name, precision = parse_engine(engine)
     if name == AUTO:
         return None
-    return [Candidate(name, p) for p in ((precision,) if precision else engine_precisions(name))]
+    lacks = {INT8} if name in ENGINES and not int8 else set()
+    if precision in lacks:
+        raise ConfigError(f"{engine} needs the quantised graph; leave out --no-int8, or choose another precision")
+    return [Candidate(name, p) for p in ((precision,) if precision else engine_precisions(name)) if p not in lacks]
 
 
 def _write_torch_part(model: StepModel, architecture: Architecture, folder: Path) -> dict[str, Path]:

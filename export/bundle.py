@@ -23,6 +23,7 @@ from export.schema import schema_problem
 from fastv2v.config import from_dict
 from fastv2v.data.conditions import MAX_GUIDANCE_LEVELS, ConditionSpec, Encoder
 from fastv2v.errors import BundleError, ConfigError
+from fastv2v.places import check_place
 
 log = logging.getLogger(__name__)
 
@@ -358,14 +359,15 @@ def check_target(folder: Path, *, overwrite: bool = False) -> None:
 
     Raises:
         BundleError: if the folder exists and may not be replaced.
-        ConfigError: if its name does not end in ``.v2v``.
+        ConfigError: if its name does not end in ``.v2v``, or nothing can be written there.
     """
     if folder.suffix != SUFFIX:
-        raise ConfigError(f"a bundle's folder ends in {SUFFIX}, got {folder.name}")
+        raise ConfigError(f"{folder}: the name of a bundle's folder ends in {SUFFIX}")
+    check_place(folder)
     if not os.path.lexists(folder):
         return
     if not overwrite:
-        raise BundleError(f"{folder} exists already; choose another name or pass overwrite")
+        raise BundleError(f"{folder} exists already; choose another name or pass --overwrite")
     if folder.is_symlink() or not (folder / MANIFEST).is_file():
         raise BundleError(f"{folder} is not a bundle and is not replaced; move it away or choose another name")
 
@@ -476,6 +478,8 @@ def load_manifest(folder: Path) -> Manifest:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest's JSON, known to fit the schema."""
     path = folder / MANIFEST
+    if not os.path.lexists(folder):
+        raise BundleError(f"{folder} does not exist; check the path, or make a bundle: fastv2v export")
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder; a bundle is a folder ending in {SUFFIX}")
     if path.is_symlink():

@@ -173,7 +173,9 @@ class OnnxRuntimeEngine(GraphEngine):
                 os.fspath(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its errors share no base of their own below Exception
-            raise BundleError(f"ONNX Runtime cannot open {path}: {_first_line(error)}") from error
+            raise BundleError(
+                f"ONNX Runtime cannot open {path}: {_first_line(error)}; export it again, or update onnxruntime"
+            ) from error
         self.shapes = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
 
@@ -231,7 +233,9 @@ class OpenVINOEngine(GraphEngine):
         try:
             compiled = openvino_core().compile_model(os.fspath(path), "CPU", settings)
         except RuntimeError as error:
-            raise BundleError(f"OpenVINO cannot open {path}: {_last_line(error)}") from error
+            raise BundleError(
+                f"OpenVINO cannot open {path}: {_last_line(error)}; export it again, or update openvino"
+            ) from error
         taken = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if taken != hint:  # f16 becomes bf16 on some processors, without a word
             raise BundleError(f"OpenVINO computes in {taken} on this processor when asked for {hint}; choose that")

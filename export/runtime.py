@@ -72,6 +72,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+HOST_CODE_UNNAMED = "only an engine that is named may bring code of its own: give --engine tensorrt too"
+"""Why ``auto`` and ``host_code`` do not go together."""
+
 Opened = TypeVar("Opened")
 
 
@@ -96,7 +99,7 @@ def open_bundle(
             ONNX Runtime; a named engine, ``NAME`` or ``NAME:PRECISION``, is taken or fails. So it is with the
             interpolation network, if there is one; beside engines of GPUs that stays on the CPU, as measured.
         precision: number format, or None for the measured one of that engine, else its widest.
-        threads: CPU threads of the engine, None for all.
+        threads: CPU threads of the engine, None for all; not used with a device.
         overlap: synthesise in a worker thread while the calling thread interpolates.
         seed_frame: real first frame, uint8 RGB (H, W, 3), or None to start from nothing.
         causal: hand over the frame of each condition at once, see ``Stream``.
@@ -114,8 +117,8 @@ def open_bundle(
     Raises:
         BundleError: if the bundle is damaged, or no engine can run it here.
         CheckpointError: if the file of weights does not hold RAFT's.
-        ConfigError: if there is no such engine or precision, a causal stream cannot choose its keyframes, or code was
-            allowed without naming the engine.
+        ConfigError: if there is no such engine or precision, threads is below 1, a causal stream cannot choose its
+            keyframes, or code was allowed without naming the engine.
         DataError: if the seed frame does not suit the bundle.
         MissingExtraError: if the named engine is not installed.
     """
@@ -125,7 +128,9 @@ def open_bundle(
         raise ConfigError(f"{engine}:{named} and precision {precision} contradict each other; give one of the two")
     precision = precision or named
     if host_code and engine == AUTO:
-        raise ConfigError("only an engine that is named may bring code of its own: give --engine tensorrt too")
+        raise ConfigError(HOST_CODE_UNNAMED)
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}")
     manifest = load_manifest(folder)
     if device is not None:
         return _open_on_device(

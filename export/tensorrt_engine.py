@@ -33,7 +33,7 @@ from export.tensorrt_store import (
     plan_version,
     version_numbers,
 )
-from fastv2v.errors import BundleError, MachineError, ShapeError
+from fastv2v.errors import BundleError, ConfigError, MachineError, ShapeError
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -61,15 +61,27 @@ class LoadedPlan:
         runner: the GPU.
         where: file, for messages.
         host_code: let the plan bring code of its own, which version-compatible ones do.
+        shapes: for inputs that it was built for a range of (``build_plan``), the shape to run at; by default the usual
+            one of that range. Plans of bundles have fixed shapes.
 
     Raises:
-        BundleError: if TensorRT refuses it, with both versions and what TensorRT said.
+        BundleError: if TensorRT refuses it or a shape, with both versions and what TensorRT said.
+        ConfigError: if a shape is given for what is no input.
         MissingExtraError: if TensorRT is not installed.
     """
 
-    def __init__(self, plan: bytes, runner: Runner, *, where: str, host_code: bool = False) -> None:
+    def __init__(
+        self,
+        plan: bytes,
+        runner: Runner,
+        *,
+        where: str,
+        host_code: bool = False,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         version = require_tensorrt()
         self.where, self._runner, self._log = where, runner, Log()
+        self._asked = dict(shapes or {})
         written = plan_version(plan)
         if written is not None and written != version_numbers(version) and not host_code:
             raise BundleError(
@@ -99,6 +111,8 @@ class LoadedPlan:
         self._context = context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        if unknown := self._asked.keys() - set(inputs):
+            raise ConfigError(f"{where} has no input {min(unknown)}; choose from {', '.join(inputs)}")
         # Inputs first: the shapes of outputs follow from theirs.
         self.shapes = {name: self._fix_input(name) for name in inputs}
         """Shape of every input."""
@@ -112,7 +126,9 @@ class LoadedPlan:
 
     def _fix_input(self, name: str) -> tuple[int, ...]:
         shape = tuple(self._context.get_tensor_shape(name))
-        if -1 in shape:  # a range of shapes: the one it was tuned for
+        if name in self._asked:
+            shape = self._asked[name]
+        elif -1 in shape:  # a range of shapes: the one it was tuned for
             shape = tuple(self._engine.get_tensor_profile_shape(name, 0)[1])
         self._log.begin()
         if not self._context.set_input_shape(name, shape):
@@ -295,7 +311,7 @@ def open_plan(folder: Path, precision: str | None, runner: Runner | None, *, hos
     if record.config.version_compatible and not host_code:
         raise BundleError(
             f"{place} is a version-compatible engine, which brings code of its own: where you trust where the bundle "
-            "comes from, name the engine and allow it (fastv2v stream --engine tensorrt --host-code), or build another"
+            "comes from, name the engine and allow it (--engine tensorrt --host-code), or build another"
         )
     if site.gpu.driver != record.site.gpu.driver:
         log.warning("%s was built under driver %s and this is %s", place, record.site.gpu.driver, site.gpu.driver)

@@ -24,6 +24,7 @@ default, or put a proxy with both in front. Where a pipe is enough, take ``fastv
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -70,6 +71,9 @@ class ServeArgs:
     """Engine, as NAME or NAME:PRECISION; auto takes the fastest that was measured and accepted at export."""
     device: str | None = None
     """cuda, cuda:1 ...: make, keep and fill in all frames there."""
+    host_code: bool = False
+    """Let a named engine that was built into the bundle bring code of its own for the CPU, as version-compatible ones
+    of TensorRT do. Only for bundles from people you trust."""
     threads: int | None = None
     """CPU threads; all by default."""
     causal: bool = False
@@ -276,12 +280,20 @@ def listen(host: str, port: int) -> socket.socket:
         port: 0 takes a free one.
 
     Raises:
-        OSError: if the address is not this machine's, or the port is taken.
+        ConfigError: if the address is not this machine's, or the port is taken or not to be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server(
-        (host, port), family=family, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
-    )
+    try:
+        return socket.create_server(
+            (host, port), family=family, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
+        )
+    except OSError as error:
+        remedies = {
+            errno.EADDRINUSE: "another program listens there; end it, or give another --port (0 takes a free one)",
+            errno.EACCES: "this user may not take that port; give one from 1024 on",
+        }
+        remedy = remedies.get(error.errno or 0, f"{error.strerror}; give an address of this machine as --host")
+        raise ConfigError(f"cannot listen on port {port} of {host}: {remedy}") from error
 
 
 class Client:
@@ -356,7 +368,12 @@ def main(argv: list[str]) -> int:
     try:
         with (
             open_bundle(
-                args.bundle, engine=args.engine, device=args.device, threads=args.threads, causal=args.causal
+                args.bundle,
+                engine=args.engine,
+                device=args.device,
+                threads=args.threads,
+                causal=args.causal,
+                host_code=args.host_code,
             ) as stream,
             listen(args.host, args.port) as listener,
         ):

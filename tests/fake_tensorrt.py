@@ -455,6 +455,11 @@ def make(edition: int, world: World) -> types.ModuleType:
         def set_input_shape(self, name, shape):
             if name not in self._shapes:
                 return False
+            own = tuple(self._engine.get_tensor_shape(name))
+            least, _, most = self._engine.get_tensor_profile_shape(name, 0) if -1 in own else (own, own, own)
+            if not all(a <= b <= c for a, b, c in zip(tuple(least), shape, tuple(most), strict=True)):
+                self._logger.log(ILogger.ERROR, f"Error Code 3: Static dimension or profile mismatch for {name}")
+                return False
             self._shapes[name] = tuple(shape)
             return True
 

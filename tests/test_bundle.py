@@ -104,7 +104,7 @@ class TestWrite:
         }
 
     def test_an_existing_bundle_is_kept_unless_asked(self, bundle, graphs):
-        with pytest.raises(BundleError, match=r"tiny\.v2v exists already; choose another name or pass overwrite"):
+        with pytest.raises(BundleError, match=r"tiny\.v2v exists already; choose another name or pass --overwrite"):
             write_bundle(bundle, manifest(name="other"), graphs)
         assert load_manifest(bundle).name == "tiny"
         write_bundle(bundle, manifest(name="other"), graphs, overwrite=True)
@@ -246,8 +246,11 @@ class TestLoad:
             load_manifest(bundle)
 
     def test_what_is_no_bundle_is_said_so(self, tmp_path):
-        with pytest.raises(BundleError, match="is not a folder"):
+        with pytest.raises(BundleError, match=r"nowhere\.v2v does not exist; check the path"):
             load_manifest(tmp_path / "nowhere.v2v")
+        (tmp_path / "file.v2v").touch()
+        with pytest.raises(BundleError, match="is not a folder"):
+            load_manifest(tmp_path / "file.v2v")
         with pytest.raises(BundleError, match=r"manifest\.json is missing"):
             load_manifest(tmp_path)
 
@@ -373,6 +376,14 @@ class TestBuild:
         monkeypatch.setattr("export.build.export_step", None)
         with pytest.raises(BundleError, match="exists already"):
             build_bundle(TinyStep(), bundle, self.details, self.conditions)
+
+    def test_a_named_engine_is_not_measured_on_a_graph_that_is_not_made(self, tmp_path):
+        options = {"engine": "onnxruntime", "int8": False, "threads": 1}
+        written = build_bundle(TinyStep(), tmp_path / "tiny.v2v", self.details, self.conditions, **options)
+        assert [m.precision for m in written.engine.measurements] == ["f32"]
+        options["engine"] = "onnxruntime:int8"
+        with pytest.raises(ConfigError, match="onnxruntime:int8 needs the quantised graph; leave out --no-int8"):
+            build_bundle(TinyStep(), tmp_path / "other.v2v", self.details, self.conditions, **options)
 
     def test_another_condition_is_refused(self, tmp_path):
         details = replace(self.details, condition=ConditionSpec(class_names=("road", "car")))

@@ -98,6 +98,20 @@ def test_bundles_that_no_device_streams_are_measured_without(changes, device, mo
     assert asked == [device]
 
 
+def test_code_in_an_engine_is_allowed_only_where_one_says_so(monkeypatch):
+    asked = []
+
+    def opened(folder, **options):
+        asked.append(options["host_code"])
+        raise BundleError("enough")
+
+    monkeypatch.setattr(engines, "open_bundle", opened)
+    monkeypatch.setattr(engines, "load_manifest", lambda folder: manifest())
+    for allowed in (False, True):
+        measure_engines("x.v2v", [Candidate("tensorrt", "f16")], num_frames=2, host_code=allowed)
+    assert asked == [False, True]
+
+
 class TestVerb:
     def test_several_engines_stand_in_one_table_and_one_line_of_json(self, bundle, tmp_path, capsys):
         options = ["--frames", "9", "--repeats", "1", "--threads", "1", "--json", str(tmp_path / "line.json")]
@@ -121,6 +135,10 @@ class TestVerb:
         [
             (["--teacher", "t"], "--teacher, --data and --out go together"),
             (["--engine", "abacus"], "no engine 'abacus'"),
+            (["--frames", "1"], "--frames must be at least 2, got 1"),
+            (["--threads", "0"], "--threads must be at least 1, got 0"),
+            (["--host-code"], "only an engine that is named may bring code of its own"),
+            (["--engine", "tensorrt", "auto", "--host-code"], "only an engine that is named may bring code of its own"),
             (
                 ["--teacher", "t", "--data", "d", "--out", "o", "--engine", "onnxruntime", "openvino"],
                 "beside a teacher one engine is measured",

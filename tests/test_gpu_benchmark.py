@@ -311,3 +311,9 @@ def test_a_machine_without_a_gpu_says_so():
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match="torch finds no CUDA GPU here; run this where nvidia-smi shows one"):
         gpu.main(("base",))
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta"])
+def test_a_device_that_is_none_is_refused(device):
+    with pytest.raises(ConfigError, match=f"{device}"):
+        gpu.main(("base",), device=device)

@@ -75,6 +75,11 @@ class TestNames:
         with pytest.raises(ConfigError, match="contradict each other"):
             open_bundle(bundle, engine="onnxruntime:f32", precision="int8")
 
+    @pytest.mark.parametrize("device", [None, "cpu"])
+    def test_no_threads_at_all_are_refused_with_a_device_too(self, bundle, device):
+        with pytest.raises(ConfigError, match="threads must be at least 1, got 0"):
+            open_bundle(bundle, device=device, threads=0)
+
     def test_no_single_graph_is_opened_in_an_engine_of_bundles(self, bundle):
         with pytest.raises(ConfigError, match=r"torch opens whole bundles"):
             open_engine(Candidate("torch", "f32"), bundle / "step.onnx")

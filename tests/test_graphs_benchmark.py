@@ -100,6 +100,9 @@ def test_the_command_writes_a_table_and_a_result(tmp_path, capsys, monkeypatch):
         main(("pico",), **settings)
     assert capsys.readouterr().out.startswith("network")
     with pytest.raises(ConfigError, match="unknown student 'huge'"):
-        main(("huge",), size=SIZE)
+        main(("pico", "huge"), size=SIZE)  # before the first is measured
+    assert not capsys.readouterr().err
+    with pytest.raises(ConfigError, match="frames and threads must be at least 1, got 3 and 0"):
+        main(("pico",), size=SIZE, threads=0)
     with pytest.raises(ConfigError, match="unknown teacher 'huge'"):
         main(("pico",), teachers=("huge",))

@@ -20,7 +20,7 @@ from tiny_bundle import SIZE, SPEC, FakeEngine, label_maps, manifest, write_tiny
 from export.runtime import open_bundle
 from export.stream import Stream
 from fastv2v.data.conditions import ConditionSpec
-from fastv2v.errors import DataError
+from fastv2v.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 _SPEC = importlib.util.spec_from_file_location("serve", ROOT / "scripts/serve.py")
@@ -188,7 +188,7 @@ def test_addresses_of_both_kinds_are_listened_on():
         pytest.skip("this machine has no IPv6")
     try:
         listener = serve.listen("::", 0)
-    except OSError as error:
+    except ConfigError as error:
         pytest.skip(f"this machine has no IPv6 ({error})")
     with listener:
         port = listener.getsockname()[1]
@@ -221,6 +221,34 @@ def test_the_script_serves_a_bundle(tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_the_script_passes_on_what_opens_the_bundle(tmp_path, monkeypatch):
+    asked = {}
+
+    def opened(path, **options):
+        asked.update(options)
+        raise DataError("enough")
+
+    monkeypatch.setattr(serve, "open_bundle", opened)
+    options = ["--engine", "tensorrt", "--device", "cuda", "--threads", "2", "--causal", "--host-code"]
+    assert serve.main(["--bundle", str(tmp_path / "x.v2v"), *options]) == 2
+    assert asked == {"engine": "tensorrt", "device": "cuda", "threads": 2, "causal": True, "host_code": True}
+
+
+def test_a_port_that_is_taken_is_refused_with_what_to_do(tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="the engine of the bundle is not installed")
+    bundle = write_tiny(tmp_path / "tiny.v2v")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert serve.main(["--bundle", str(bundle), "--port", str(port), "--engine", "onnxruntime"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"serve.py: cannot listen on port {port} of 127.0.0.1: another program listens there; end")
+
+
+def test_an_address_of_another_machine_is_refused():
+    with pytest.raises(ConfigError, match=r"port 0 of 192\.0\.2\.1: .*; give an address of this machine as --host"):
+        serve.listen("192.0.2.1", 0)
 
 
 def test_the_script_refuses_in_one_sentence(tmp_path, capsys):

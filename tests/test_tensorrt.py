@@ -7,6 +7,7 @@ import logging
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -264,7 +265,7 @@ class TestBuild:
 
 
 class TestOpenShapes:
-    """Our graphs are fixed; what the builder does with others."""
+    """The graphs of bundles are fixed; what becomes of others, such as a network that makes label maps."""
 
     MODEL = helper.make_model(
         helper.make_graph(
@@ -282,6 +283,18 @@ class TestOpenShapes:
         built = build_plan(self.MODEL, F32, shapes={"x": wide})
         assert world.builds[0]["profiles"] == [{"x": list(wide)}]
         assert LoadedPlan(built.plan, FakeRunner(world), where="x").shapes == {"x": (1, 3, 8, 16)}
+
+    def test_run_at_any_shape_of_their_range(self, world):
+        runner = FakeRunner(world)
+        built = build_plan(self.MODEL, F32, shapes={"x": Range((1, 3, 8, 8), (1, 3, 8, 16), (1, 3, 16, 16))})
+        loaded = LoadedPlan(built.plan, runner, where="net.plan", shapes={"x": (1, 3, 16, 8)})
+        given = np.linspace(-1, 1, 384, dtype=np.float32).reshape(1, 3, 16, 8)
+        made = PlanEngine(loaded, runner, "f32", Path("net.plan")).infer({"x": given})
+        assert np.array_equal(made["y"], np.maximum(given, 0))
+        with pytest.raises(BundleError, match=r"net.plan refuses shape \(1, 3, 16, 24\) for x"):
+            LoadedPlan(built.plan, runner, where="net.plan", shapes={"x": (1, 3, 16, 24)})
+        with pytest.raises(ConfigError, match=r"net.plan has no input z; choose from x"):
+            LoadedPlan(built.plan, runner, where="net.plan", shapes={"z": (1, 3, 16, 8)})
 
     def test_need_a_range(self, world11):
         with pytest.raises(ConfigError, match="shape of x is open"):

@@ -27,7 +27,7 @@ from benchmarks.interpolation import interpolation_benchmark
 from benchmarks.quality import MEAN_COLOUR, mean_scores, quality_table, score_rows
 from benchmarks.results import BenchmarkResult, format_table, write_result
 from export.engines import AUTO, parse_engine, this_machine
-from export.runtime import ConditionMap, DeliveredFrame, Stream, filling_threads, open_bundle
+from export.runtime import HOST_CODE_UNNAMED, ConditionMap, DeliveredFrame, Stream, filling_threads, open_bundle
 from fastv2v.architecture import Trained, load_trained
 from fastv2v.commands.arguments import parse
 from fastv2v.commands.parts import check_condition, with_points
@@ -43,6 +43,7 @@ from fastv2v.metrics.floors import MeanColourFloor
 from fastv2v.metrics.temporal import nan_mean
 from fastv2v.metrics.world import forward_backward, there_and_back
 from fastv2v.nn.norms import batch_statistics
+from fastv2v.places import check_place
 from fastv2v.render import start_history
 from fastv2v.run import write_bytes, write_json
 from fastv2v.score import to_uint8
@@ -88,6 +89,9 @@ class Benchmark:
     record: bool = False
     """Without a teacher: also choose the fastest of the named engines that keeps the quality, and ONNX Runtime, anew on
     this machine, and write it into the bundle for --engine auto."""
+    host_code: bool = False
+    """Let a named engine that was built into the bundle bring code of its own for the CPU, as version-compatible ones
+    of TensorRT do. Only for bundles from people you trust."""
     frames: int = 65
     """Without a teacher: length of the streams that are timed."""
     threads: int | None = None
@@ -104,6 +108,10 @@ class Benchmark:
             raise ConfigError(
                 f"max_frames must be at least 3 and repeats at least 1, got {self.max_frames} and {self.repeats}"
             )
+        if self.frames < 2:
+            raise ConfigError(f"--frames must be at least 2, got {self.frames}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads must be at least 1, got {self.threads}")
         check_round_trip(self.round_trip_frames)
         for engine in self.engine:
             parse_engine(engine)
@@ -112,6 +120,8 @@ class Benchmark:
             raise ConfigError("--teacher, --data and --out go together; leave out all three to compare engines")
         if not self.engine or (self.teacher is not None and len(self.engine) > 1):
             raise ConfigError("beside a teacher one engine is measured; leave out --teacher, --data and --out for more")
+        if self.host_code and AUTO in self.engine:
+            raise ConfigError(HOST_CODE_UNNAMED)
         if self.teacher is not None and self.record:
             raise ConfigError("--record goes without --teacher, --data and --out")
 
@@ -227,7 +237,7 @@ def _run_suites(args: Benchmark, threads: int, out: Path) -> dict[str, Any]:
     device = open_device(args.device)
     teacher = load_trained(args.teacher)
     teacher.generator.to(device.device)
-    stream = open_bundle(args.bundle, engine=args.engine[0], threads=threads)
+    stream = open_bundle(args.bundle, engine=args.engine[0], threads=threads, host_code=args.host_code)
     size = stream.manifest.size
     folder = open_folder(data_of(teacher.architecture, args.data, "test"))
     check_condition(teacher.architecture, folder, str(args.teacher))
@@ -480,7 +490,14 @@ def compare_engines(args: Benchmark) -> int:
     torch.set_num_threads(threads)
     cv2.setNumThreads(filling_threads(threads))
     candidates = wanted_candidates(args.bundle, args.engine)
-    rows = measure_engines(args.bundle, candidates, num_frames=args.frames, repeats=args.repeats, threads=args.threads)
+    rows = measure_engines(
+        args.bundle,
+        candidates,
+        num_frames=args.frames,
+        repeats=args.repeats,
+        threads=args.threads,
+        host_code=args.host_code,
+    )
     print(format_table(rows, ENGINE_COLUMNS))
     if args.record:
         choice = choose_here(args.bundle, candidates, args.threads)
@@ -499,6 +516,9 @@ def compare_engines(args: Benchmark) -> int:
 def main(argv: list[str]) -> int:
     """``fastv2v benchmark --bundle NAME.v2v [--teacher RUN --data DIR --out DIR]``."""
     args = parse(Benchmark, "fastv2v benchmark", argv)
+    for path in (args.out, args.json):
+        if path is not None:
+            check_place(path)
     if args.teacher is None:
         return compare_engines(args)
     measure_and_show(args)

@@ -26,6 +26,7 @@ from fastv2v.environment import (
     program_version,
     torch_cuda,
 )
+from fastv2v.places import check_place
 
 _STRANGE = (OSError, ValueError, LookupError, RuntimeError, ImportError, AttributeError)
 """What asking an unusual machine may end in; it is then told as an answer."""
@@ -317,6 +318,9 @@ def _weight_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
 def main(argv: list[str]) -> int:
     """``fastv2v doctor [--json FILE]``."""
     args = parse(DoctorArgs, "fastv2v doctor", argv)
+    if args.json is not None:
+        check_place(args.json)
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     report = examine()
     print("\n".join(describe(report)))
     line = json.dumps(report)

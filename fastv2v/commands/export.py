@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.build import BundleDetails, InterpolationPart, build_bundle
-from export.bundle import MANIFEST, Cost, Manifest, load_manifest
+from export.bundle import Cost, Manifest, check_target, load_manifest
 from export.choose import EngineGuard, Probe, choose_engine
 from export.engines import AUTO, Candidate, parse_engine
 from export.interpolation import NETWORK_METHOD
@@ -28,7 +27,7 @@ from fastv2v.data.driving.profile import DrivingProfile, measure_profile
 from fastv2v.data.folder import FrameReader, VideoFolder, open_folder
 from fastv2v.data.loader import read_clip
 from fastv2v.data.transforms import draw_geometry
-from fastv2v.errors import BundleError, CheckpointError, ConfigError, DataError, ShapeError
+from fastv2v.errors import CheckpointError, ConfigError, DataError, ShapeError
 from fastv2v.measure.cost import count_macs
 from fastv2v.nn.coarse_to_fine import CoarseToFineGenerator
 from fastv2v.ops.labels import encode_clip, guidance_points
@@ -117,13 +116,7 @@ def export_bundle(args: Export) -> Manifest:
     from benchmarks.cost import step_cost
     from fastv2v.commands.parts import check_condition, data_of
 
-    if args.out.suffix != ".v2v":
-        raise ConfigError(f"{args.out}: a bundle's name ends in .v2v")
-    if os.path.lexists(args.out):
-        if not args.overwrite:
-            raise BundleError(f"{args.out} exists already; choose another name or pass --overwrite")
-        if args.out.is_symlink() or not (args.out / MANIFEST).is_file():
-            raise BundleError(f"{args.out} is not a bundle and is not replaced; move it away or choose another name")
+    check_target(args.out, overwrite=args.overwrite)  # before minutes are spent
     runner = export_engine.check_tensorrt() if args.is_tensorrt else None
     trained = load_trained(args.run)
     spec = trained.architecture.condition
@@ -194,6 +187,10 @@ def export_bundle(args: Export) -> Manifest:
     what = f"{len(conditions)} keyframes of {args.data.name}, {args.keyframes.gap} frames apart"
     ids = None if points is None else [level.numpy() for level in points]
     compared = ParityClip(conditions.numpy(), what, ids)
+    print(
+        f"{args.out}: written; now TensorRT builds its engine, which may be interrupted: the bundle stays whole, and "
+        f"fastv2v export --bundle {args.out} --engine {args.engine} builds it later"
+    )
     with export_engine.build_bar(args.out.stem) as progress:
         record = build_engine(args.out, compared, config, progress=progress, runner=runner)
     export_engine.show(args.out, record)

@@ -50,6 +50,7 @@ from fastv2v.data.reader import points_key
 from fastv2v.data.sequences import Missing
 from fastv2v.data.transforms import Geometry, GeometryConfig, Size, draw_geometry
 from fastv2v.errors import ConfigError, DataError, FastV2VError
+from fastv2v.places import check_place
 from fastv2v.video import VIDEO_SUFFIXES, VideoWriter, probe_video, write_image
 
 _LOG = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class StreamArgs:
     """Let a named engine that was built into the bundle bring code of its own for the CPU, as version-compatible ones
     of TensorRT do. Only for bundles from people you trust."""
     threads: int | None = None
-    """CPU threads; all by default."""
+    """CPU threads of the engine and of filling; all by default. Not used with --device."""
     causal: bool = False
     """Make every frame as soon as its condition is there: between keyframes the motion of the last two goes on, instead
     of being filled in when the next one has come. For live use; quality is lower."""
@@ -184,6 +185,7 @@ def check_output(args: StreamArgs) -> None:
     given = (args.conditions, args.instances, args.unprojections, args.seed_frame, args.data, drive)
     if any(path is not None and path.resolve().is_relative_to(out) for path in given):
         raise ConfigError(f"{args.out} holds what is to be read; name another output")
+    check_place(out)
     if not out.exists() or (out.is_dir() and not out.suffix and not any(out.iterdir())):
         return
     if out.is_dir() == bool(out.suffix):
