@@ -34,7 +34,6 @@ from export.stream import (
     Stream,
     StreamError,
     checked_condition,
-    from_uint8,
     motion_config,
 )
 from fastv2v.contracts import FlowEstimator
@@ -461,7 +460,7 @@ class DeviceStream(Stream):
             encoded = self._encoded(condition)
             is_given = not self._has_started and self._seed is not None
             if not self._has_started:
-                self._step.start(encoded, None if self._seed is None else from_uint8(self._seed))
+                self._step.start(encoded, self._past_frame(condition))
                 self._has_started = True
             if is_given:
                 assert self._seed is not None

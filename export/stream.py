@@ -472,9 +472,9 @@ class Stream:
         form, spec = self.engine.form, self.manifest.condition
         encoded = encode_for(form, spec, condition.labels, condition.instances, condition.maps, out=place)
         if self._history is None:
-            seed = None if self._seed is None else from_uint8(self._seed)
+            past_frame = self._past_frame(condition)
             self._history = ArrayHistory(
-                encoded.past, self.manifest.history_length, seed, scale=form.scale, points=condition.points
+                encoded.past, self.manifest.history_length, past_frame, scale=form.scale, points=condition.points
             )
             if self._seed is not None:
                 return MadeKeyframe(self._seed, False, time.perf_counter() - start)
@@ -485,6 +485,13 @@ class Stream:
             raise BundleError(f"{self.engine.precision} gave values that are not finite; choose precision f32")
         past.advance(encoded.past, frame, condition.points)
         return MadeKeyframe(to_uint8(frame), True, time.perf_counter() - start)
+
+    def _past_frame(self, condition: ConditionMap) -> NDArray[np.float32] | None:
+        """What the first condition looks back on, (3, H, W) in [-1, 1]: the seed frame, or what it shows itself."""
+        if self._seed is not None:
+            return from_uint8(self._seed)
+        shown = self.manifest.condition.shown_channels
+        return condition.maps[list(shown)] if shown and condition.maps is not None else None
 
     def _fill(self, keyframes: Iterable[tuple[int, NDArray[np.uint8]]]) -> list[DeliveredFrame]:
         """Interpolate up to each keyframe."""

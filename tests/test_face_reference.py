@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from test_driving import expressions, placed
 from test_face import face
 from test_slim import TINY, inputs
+from tiny_bundle import SIZE as TINY_SIZE
+from tiny_bundle import FakeEngine, manifest
 
+from export.runtime import ConditionMap, Stream
 from fastv2v.config import from_dict, to_dict
 from fastv2v.data.conditions import ConditionSpec, maps_to_float
 from fastv2v.data.face import TYPICAL, FaceConfig, draw_face, part_labels
@@ -204,3 +207,45 @@ class TestGenerators:
         for config in (TINY, CompositeConfig(width=4)):
             with pytest.raises(ConfigError, match="can show a frame"):
                 build_generator(config, 5, shown_channels=channels)
+
+
+class TestStream:
+    SPEC = ConditionSpec(
+        kind="maps",
+        map_channels=18,
+        face=FaceConfig(background="none", crop="none", reference=FaceReference(places(), HERE).encode()),
+    )
+
+    def conditions(self, count=6):
+        rng = np.random.default_rng(2)
+        return [ConditionMap(maps=rng.uniform(-1, 1, (18, *TINY_SIZE)).astype(np.float32)) for _ in range(count)]
+
+    def test_without_a_seed_the_past_is_what_the_first_condition_shows(self):
+        conditions, engine = self.conditions(), FakeEngine()
+        with Stream(engine, manifest(condition=self.SPEC)) as stream:
+            assert len(list(stream.frames(conditions))) == 6
+            stream.restart(np.full((*TINY_SIZE, 3), 255, np.uint8))
+            list(stream.frames(conditions))
+        first, seeded = engine.calls[0], engine.calls[3]
+        assert np.allclose(first[2][0], conditions[0].maps[15:]) and first[3] == 1
+        assert np.allclose(seeded[2][0, -1], 1)
+
+    def test_so_it_is_on_a_device(self):
+        from device_steps import TinyDeviceStep
+
+        from export.device_stream import DeviceStream
+
+        begun = []
+
+        class Recording(TinyDeviceStep):
+            def start(self, first, seed_frame=None):
+                begun.append(seed_frame)
+                super().start(first, seed_frame)
+
+            def step(self, condition):
+                return self._history.frames[:, -1]
+
+        conditions = self.conditions(1)
+        with DeviceStream(Recording(), manifest(condition=self.SPEC)) as stream:
+            assert len(list(stream.frames(conditions))) == 1
+        assert np.allclose(begun[0], conditions[0].maps[15:])
