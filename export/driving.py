@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +34,7 @@ from fastv2v.data.prepare.edges import draw_edges
 from fastv2v.data.prepare.labels import LabelConfig, Segmenter, draw_labels
 from fastv2v.data.prepare.landmarks import FaceConfig
 from fastv2v.data.prepare.palette import PALETTE_FILE, draw_palette, palette_record
+from fastv2v.data.prepare.write import file_digest
 from fastv2v.data.transforms import apply_geometry, crop_and_flip
 from fastv2v.errors import BundleError, ConfigError, DataError
 from fastv2v.run import write_json
@@ -265,10 +266,11 @@ def drive_pictures(
         profile: of such a bundle.
         manifest: of the bundle.
         pictures: of the driver, of any size; their middle is taken in the proportions of the trained frames.
-        labels: the segmentation network, for a bundle of labels.
+        labels: names the files of the segmentation network, for a bundle of labels. How it is shown pictures is taken
+            from the bundle, where that knows the network.
 
     Raises:
-        ConfigError: if a bundle of labels is driven without a network.
+        ConfigError: if a bundle of labels is driven without its network, or by another one.
         DataError: if the network gives a class that the bundle does not have.
     """
     spec, geometry = manifest.condition, profile.geometry(manifest.size)
@@ -282,18 +284,37 @@ def drive_pictures(
         assert profile.palette is not None, "read_driving sees to it"
         drawn = draw_palette(fitted, *profile.palette)
     else:
-        if labels is None or labels.model is None:
-            raise ConfigError(
-                f"{manifest.name} takes labels, which a network reads in pictures: name the one its data were prepared "
-                "with (--driving.model FILE.onnx)"
-            )
-        drawn = draw_labels(fitted, Segmenter(labels), labels)
+        network = _same_network(profile, manifest, labels)
+        drawn = draw_labels(fitted, Segmenter(network), network)
     colours = bit_palette(spec.num_classes) if manifest.palette is None else np.array(manifest.palette, np.uint8)
     for ids in drawn:
         if (largest := int(ids.max())) >= spec.num_classes:
             raise DataError(f"the network gave class {largest}, and {manifest.name} has {spec.num_classes} classes")
         ids = apply_geometry(geometry, ids, MODALITIES["labels"].kind)
         yield Driven(ConditionMap(labels=ids, instances=ids if spec.use_instances else None), colourise(ids, colours))
+
+
+def _same_network(profile: DrivingProfile, manifest: Manifest, given: LabelConfig | None) -> LabelConfig:
+    """How the network that the labels were prepared with is asked."""
+    given, trained = given or LabelConfig(), profile.labels
+    if profile.network is None and trained.network is not None:  # torchvision has its weights
+        return trained
+    is_model = trained.network is None
+    path = given.model if is_model else given.weights
+    if path is None and not (given.is_named and profile.network is None):
+        raise ConfigError(
+            f"{manifest.name} takes labels, which a network reads in pictures: name the file its data were prepared "
+            f"with (--driving.{'model' if is_model else 'weights'} FILE)"
+        )
+    if profile.network is None:  # exported by an earlier version, or made of no video
+        return given
+    assert path is not None
+    if file_digest(path) != profile.network:
+        raise ConfigError(
+            f"{path} is not the file that the data of {manifest.name} were prepared with: its classes could mean "
+            "something else; give that one"
+        )
+    return replace(trained, model=path) if is_model else replace(trained, weights=path)
 
 
 @dataclass

@@ -168,7 +168,7 @@ def open_run(
     config = _with_absolute_paths(json.loads(json.dumps(config, allow_nan=False)))
     folder.mkdir(parents=True, exist_ok=True)
     _check_run_or_empty(folder)  # before the lock: nothing is written into a folder that is not ours
-    lock = _lock(folder)
+    lock = lock_folder(folder, "training")
     try:
         if overwrite:
             _remove_run(folder)
@@ -290,8 +290,19 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     write_bytes(path, encoded.tobytes())
 
 
-def _lock(folder: Path) -> IO[str]:
-    """Hold the folder against a second training process; the system lets go of it however this one ends."""
+def lock_folder(folder: Path, doing: str) -> IO[str]:
+    """Hold a folder against a second process; the system lets go of it however this one ends.
+
+    Args:
+        folder: it exists.
+        doing: what the process does, for the message.
+
+    Returns:
+        The lock; closing it lets go.
+
+    Raises:
+        ConfigError: if another process holds it.
+    """
     file = (folder / ".lock").open("w", encoding="utf-8")
     if sys.platform != "win32":
         import fcntl
@@ -300,7 +311,7 @@ def _lock(folder: Path) -> IO[str]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise ConfigError(f"another process is training in {folder}; wait for it or use another name") from None
+            raise ConfigError(f"another process is {doing} in {folder}; wait for it or use another name") from None
     return file
 
 

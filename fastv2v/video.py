@@ -235,7 +235,12 @@ def write_video(
 
 
 def read_video(
-    path: str | os.PathLike[str], *, start_s: float = 0.0, stop_s: float | None = None, fps: Fraction | None = None
+    path: str | os.PathLike[str],
+    *,
+    start_s: float = 0.0,
+    stop_s: float | None = None,
+    fps: Fraction | None = None,
+    lenient: bool = False,
 ) -> Iterator[NDArray[np.uint8]]:
     """Read a video frame by frame, each stored frame once, turned upright.
 
@@ -244,12 +249,14 @@ def read_video(
         start_s: where to begin, in seconds.
         stop_s: where to end, in seconds from the beginning of the file; its end by default.
         fps: a constant rate to bring frames to, by repeating and leaving out whole ones; by default none is.
+        lenient: go on past damage, with whatever ffmpeg makes of it, instead of raising an error.
 
     Yields:
         RGB, (H, W, 3), 8-bit, writeable and owned by the caller.
 
     Raises:
-        MediaError: at the first ``next`` if the file is missing, empty or holds no picture; later if it is damaged.
+        MediaError: at the first ``next`` if the file is missing, empty or holds no picture; later if it is damaged. How
+            many of the last frames before the damage still come differs from run to run.
     """
     path = _existing(path)
     # A stream of PPM pictures states the size of each, so that nothing has to be asked beforehand.
@@ -259,13 +266,14 @@ def read_video(
     part = {} if not start_s else {"ss": f"{start_s:.6f}"}
     part |= {} if stop_s is None else {"to": f"{stop_s:.6f}"}
     stream = _ffmpeg().output(_first_picture_stream(path, **part), "pipe:", **options)
-    process = FfmpegProcess(stream, str(path), "-xerror", stdout=subprocess.PIPE)
+    process = FfmpegProcess(stream, str(path), *(() if lenient else ("-xerror",)), stdout=subprocess.PIPE)
     is_empty = True
     try:
         while (frame := _read_ppm(process.stdout)) is not None:
             is_empty = False
             yield frame
-        process.finish()
+        if not lenient or is_empty:
+            process.finish()
     finally:
         process.kill()
     if is_empty:

@@ -1,5 +1,6 @@
 """Driving a bundle: what it keeps of its training data, and what becomes of videos and data sets that drive it."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from test_driving import a_face, a_person, changed, expressions, placed, turned, walk
+from test_prepare_people import tiny_network
 from tiny_bundle import manifest, self_test_graph, step_graph
 
 from export.bundle import write_bundle
@@ -21,9 +23,9 @@ from export.driving import (
     write_driving,
 )
 from fastv2v.commands.driving import DrivingArgs, open_driver
-from fastv2v.commands.stream import StreamArgs
+from fastv2v.commands.stream import StreamArgs, check_output
 from fastv2v.commands.stream import main as stream
-from fastv2v.data.conditions import maps_to_float
+from fastv2v.data.conditions import ConditionSpec, maps_to_float
 from fastv2v.data.driving.body import BodyProfile
 from fastv2v.data.driving.config import DrivingConfig
 from fastv2v.data.driving.profile import DrivingProfile, measure_profile
@@ -33,10 +35,13 @@ from fastv2v.data.folder import FolderConfig, open_folder
 from fastv2v.data.pose import PoseConfig, draw_openpose
 from fastv2v.data.prepare.body import part_map
 from fastv2v.data.prepare.edges import EdgeConfig, draw_edges
+from fastv2v.data.prepare.labels import LabelConfig
+from fastv2v.data.prepare.landmarks import FaceConfig as FindFaces
 from fastv2v.data.prepare.palette import Palette, PaletteConfig
-from fastv2v.data.transforms import GeometryConfig, draw_geometry
+from fastv2v.data.prepare.write import PrepareConfig, prepare_video
+from fastv2v.data.transforms import Geometry, GeometryConfig, draw_geometry
 from fastv2v.errors import BundleError, ConfigError
-from fastv2v.video import VideoWriter, probe_video
+from fastv2v.video import VideoWriter, probe_video, write_video
 
 SIZE = (240, 240)
 SEQUENCE = DrivingConfig(fit="sequence")
@@ -171,8 +176,6 @@ class TestPictures:
         return [cv2.resize(rng.integers(0, 256, (8, 12, 3), np.uint8), (96, 64)) for _ in range(count)]
 
     def test_edges_are_those_prepare_draws(self):
-        from fastv2v.data.conditions import ConditionSpec
-
         made = manifest(condition=ConditionSpec(kind="maps", map_channels=3, encoder="rgb"), size=(16, 24))
         edges = EdgeConfig(hold=False)
         driven = list(drive_pictures(self.profile("edges", edges=edges), made, self.video()))
@@ -198,9 +201,30 @@ class TestPictures:
         with pytest.raises(ConfigError, match=r"--driving\.model"):
             next(drive_pictures(self.profile("labels"), manifest(), self.video()))
 
-    def test_nothing_is_read_ahead(self):
-        from fastv2v.data.conditions import ConditionSpec
+    def test_labels_are_read_as_they_were_prepared(self, tmp_path):
+        """By the same file, shown pictures in the same way: another one would mean other classes."""
+        network = tiny_network(tmp_path / "net.onnx")
+        config = LabelConfig(model=network, mean=(0.0,) * 3, std=(1.0,) * 3, hold=0.0, min_area=0.0)
+        frames = [np.full((32, 48, 3), (255 * (t % 2), 0, 0), np.uint8) for t in range(20)]
+        write_video(tmp_path / "v.mkv", frames, 25, lossless=True, synthetic=False)
+        made = PrepareConfig(kind="labels", labels=config, multiple=8)
+        prepare_video(tmp_path / "v.mkv", tmp_path / "data", made, num_workers=1)
+        folder = open_folder(FolderConfig(root=tmp_path / "data", geometry=GeometryConfig(mode="none")))
+        profile = measure_profile(folder, Geometry((32, 48), (32, 48), (0, 0), (32, 48), "area"))
+        write_driving(profile, tmp_path / "driving")
+        again = DrivingProfile.read(tmp_path / "driving" / "driving.json")
+        assert again == profile and again.labels == replace(config, model=None)
+        taken = manifest(condition=replace(manifest().condition, class_names=("a", "b")), size=(32, 48))
+        driven = [
+            one.condition.labels.max() for one in drive_pictures(again, taken, frames, LabelConfig(model=network))
+        ]
+        assert driven == [0, 1] * 10
+        other = tmp_path / "other.onnx"
+        other.write_bytes(network.read_bytes() + b" ")
+        with pytest.raises(ConfigError, match="is not the file that the data of"):
+            next(drive_pictures(again, taken, frames, LabelConfig(model=other)))
 
+    def test_nothing_is_read_ahead(self):
         made = manifest(condition=ConditionSpec(kind="maps", map_channels=3, encoder="rgb"), size=(16, 24))
         asked = []
 
@@ -254,12 +278,10 @@ class TestTold:
 
 class TestCommand:
     def test_a_data_set_of_another_kind_is_named(self, face_set, people_set, tmp_path):
-        import contextlib
-
         _, made = bundle_of(tmp_path, *opened(face_set, "face", face=FACE))
         other = tmp_path / "dance"
         other.mkdir()
-        (other / "summary.json").write_text(json.dumps({"request": {"config": {"kind": "pose"}}}))
+        (other / "summary.json").write_text(json.dumps({"request": {"config": {"kind": "pose"}}, "video": {}}))
         with pytest.raises(
             ConfigError, match="prepared for a person and tiny shows a face; prepare that video with --kind face"
         ):
@@ -271,8 +293,6 @@ class TestCommand:
             open_driver("0", tmp_path, made, args, contextlib.ExitStack())
 
     def test_a_data_set_drives(self, face_set, people_set, tmp_path):
-        import contextlib
-
         _, made = bundle_of(tmp_path, *opened(face_set, "face", face=FACE))
         driver = open_driver(str(face_set), tmp_path, made, DrivingArgs(), contextlib.ExitStack(), phase="train")
         assert driver.names[:2] == ["000", "001"] and len(list(driver.frames)) == 24
@@ -305,6 +325,50 @@ class TestCommand:
         assert [probe_video(path).num_frames for path in (out, preview)] == [6, 6]
         assert json.loads(report.read_text())["frames"] == 0  # nobody is measured in colours
         assert "6 frames" in capsys.readouterr().out
+
+    def test_what_is_told_replaces_nothing_that_is_read_or_written(self, tmp_path):
+        driver = tmp_path / "other.mp4"
+        driver.write_bytes(b"a video")
+        given = {"bundle": tmp_path / "b.v2v", "drive": str(driver), "out": tmp_path / "out.mp4"}
+        for told, message in (
+            ({"preview": driver}, "holds what is to be read"),
+            ({"preview": tmp_path / "out.mp4"}, "is written twice"),
+            ({"report": tmp_path / "b.v2v"}, "holds what is to be read"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                check_output(StreamArgs(**given, driving=DrivingArgs(**told), overwrite=True))
+        (tmp_path / "reach.json").write_text("{}")
+        there = DrivingArgs(report=tmp_path / "reach.json")
+        with pytest.raises(ConfigError, match="--overwrite"):
+            check_output(StreamArgs(**given, driving=there))
+        check_output(StreamArgs(**given, driving=there, overwrite=True))
+
+    def test_a_video_of_variable_rate_drives_at_its_usual_one(self, tmp_path, monkeypatch):
+        from test_prepare_videos import LOSSLESS, made, numbered
+
+        late = "setpts='(N+max(0,2*floor((N-9)/2)))/25/TB'"
+        video = made(tmp_path / "uneven.mp4", numbered(20), "-vf", late, "-fps_mode", "vfr",
+                     "-enc_time_base", "1/1000", *LOSSLESS)  # fmt: skip
+        edges = DrivingProfile(
+            kind="edges", size=(64, 96), resized=(64, 96), offset=(0, 0), interpolation="area", prepared=True
+        )
+        monkeypatch.setattr("fastv2v.commands.driving.read_driving", lambda *given: edges)
+        taken = manifest(condition=ConditionSpec(kind="maps", map_channels=3, encoder="rgb"), size=(64, 96))
+        driver = open_driver(str(video), tmp_path, taken, DrivingArgs(), contextlib.ExitStack())
+        assert float(driver.fps) == pytest.approx(25, rel=0.01) and len(list(driver.frames)) in (29, 30, 31)
+
+    def test_which_of_several_faces_drives(self, face_set, tmp_path, monkeypatch):
+        profile, taken = bundle_of(tmp_path, *opened(face_set, "face", face=FACE))
+        monkeypatch.setattr("fastv2v.commands.driving.read_driving", lambda *given: profile)
+        asked = []
+        monkeypatch.setattr(
+            "fastv2v.commands.driving.faces_seen", lambda pictures, config: asked.append(config) or iter([a_face()])
+        )
+        with VideoWriter(tmp_path / "two.mp4", 25) as writer:
+            writer.write(np.zeros((64, 96, 3), np.uint8))
+        args = DrivingArgs(face=FindFaces(choose="leftmost"))
+        open_driver(str(tmp_path / "two.mp4"), tmp_path, taken, args, contextlib.ExitStack())
+        assert asked == [FindFaces(choose="leftmost")]
 
     def test_options_that_belong_together(self, tmp_path):
         given = {"bundle": tmp_path, "out": tmp_path / "x.mp4"}

@@ -264,6 +264,35 @@ class TestFaces:
         assert np.array_equal(landmarks.follow_one(both, "largest")[0], right)
         assert np.array_equal(landmarks.follow_one(both, "leftmost")[0], left)
 
+    def test_a_face_that_leaves_and_comes_back_goes_on(self):
+        small, large = face_at(10, 10), face_at(200, 20, 80)
+        found = [np.stack([small]), np.empty((0, 68, 2)), np.stack([large, small + 3]), np.stack([large, small])]
+        followed = landmarks.follow_one(found, "largest")
+        assert followed[1] is None
+        assert np.array_equal(followed[2], small + 3) and np.array_equal(followed[3], small)
+
+    def test_where_it_stays_away_the_next_one_is_chosen(self):
+        small, large = face_at(10, 10), face_at(200, 20, 80)
+        found = [np.stack([small]), np.stack([large]), np.stack([large])]
+        followed = landmarks.follow_one(found, "largest")
+        assert followed[1] is None and np.array_equal(followed[2], large)
+
+    def test_a_face_that_leaves_divides_the_sequence(self, tmp_path, monkeypatch):
+        """Twenty frames with a face, five without, eight with one again, which are too few."""
+        path = video_of(tmp_path, scene(1, 33))
+
+        def look(piece, frames, config):
+            counts = np.array([not 20 <= number < 25 for number in piece.frames], np.int64)
+            faces = [face_at(20 + 0.1 * number, 12)[None] for number in piece.frames if not 20 <= number < 25]
+            return {"faces": np.concatenate(faces), "counts": counts}
+
+        monkeypatch.setattr(landmarks, "check_installed", lambda: None)
+        monkeypatch.setattr(landmarks, "look_for_faces", look)
+        monkeypatch.setattr("fastv2v.data.prepare.write.process_pool", ThreadPoolExecutor)
+        summary = prepare_video(path, tmp_path / "out", PrepareConfig(kind="face", holdout=0), num_workers=1)
+        assert summary["lost"] == {"without a face": 5, "in sequences of fewer than 12 frames": 8}
+        assert summary["sequences"] == {"shot_000": {"frames": 20, "first": 0, "last": 19}}
+
     def test_smoothing_keeps_what_stands_still_and_its_ends(self):
         track = np.broadcast_to(face_at(0, 0), (9, 68, 2))
         assert np.allclose(landmarks.smooth_track(track, 2.0), track)

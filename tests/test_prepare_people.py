@@ -149,7 +149,7 @@ class TestLabels:
     def test_its_own_size_is_kept_to(self, tmp_path):
         segmenter = Segmenter(LabelConfig(model=tiny_network(tmp_path / "net.onnx", (32, 48)), **PLAIN))
         (labels,) = draw_labels([np.zeros((64, 96, 3), np.uint8)], segmenter, LabelConfig())
-        assert segmenter.costs(np.zeros((64, 96, 3), np.uint8)).shape == (32, 48, 2)
+        assert segmenter.answer(np.zeros((64, 96, 3), np.uint8)).shape == (32, 48, 2)
         assert labels.shape == (64, 96)
 
     def test_without_a_network_the_way_out_is_named(self):

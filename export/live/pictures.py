@@ -71,8 +71,8 @@ class ReadingConfig:
     def __post_init__(self) -> None:
         if self.reading not in (None, *get_args(Reading)):
             raise ConfigError(f"a picture is read as one of {', '.join(get_args(Reading))}, got '{self.reading}'")
-        if self.reading == "network" and self.labels.model is None:
-            raise ConfigError("reading by a network needs --labels.model FILE")
+        if self.reading == "network" and not self.labels.is_named:
+            raise ConfigError("reading by a network needs --labels.model FILE or --labels.network")
         if self.choose not in get_args(landmarks.Choice):
             raise ConfigError(f"unknown choice '{self.choose}'; there are {', '.join(get_args(landmarks.Choice))}")
         if self.driving.fit == "sequence":
@@ -257,7 +257,7 @@ def _reading(manifest: Manifest, config: ReadingConfig, profile: DrivingProfile 
         "edges": spec.encoder == "rgb",
         "picture": spec.encoder == "rgb",
         "palette": kind == "palette",
-        "network": spec.kind == "labels" and config.labels.model is not None,
+        "network": spec.kind == "labels" and config.labels.is_named,
         "colours": spec.kind == "labels" and manifest.palette is not None,
     }
     possible = tuple(way for way, is_there in ways.items() if is_there)

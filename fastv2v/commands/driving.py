@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -34,6 +35,8 @@ from fastv2v.data.images import read_image, read_planes
 from fastv2v.data.pose import PoseConfig
 from fastv2v.data.prepare.body import BodyConfig
 from fastv2v.data.prepare.labels import LabelConfig
+from fastv2v.data.prepare.landmarks import FaceConfig
+from fastv2v.data.prepare.survey import reading_rate
 from fastv2v.data.sequences import Sequence
 from fastv2v.errors import ConfigError
 from fastv2v.run import write_json
@@ -64,13 +67,17 @@ class DrivingArgs:
     """Real frame of the trained person, for bundles of faces that were trained with edges of the background."""
     model: Path | None = None
     """Segmentation network (ONNX) that the labels were prepared with, for bundles of labels."""
+    weights: Path | None = None
+    """State dict that they were prepared with, where it was a network of torchvision with weights from disk."""
+    face: FaceConfig = field(default_factory=FaceConfig)
+    """How the driver's face is found, and which of several."""
     python: Path | None = None
     """Python that has mediapipe, for bundles of people; by default the one that runs this."""
 
     def __post_init__(self) -> None:
         if self.preview is not None and self.preview.suffix.lower() not in VIDEO_SUFFIXES:
             raise ConfigError(f"{self.preview}: a preview is a video, {' or '.join(VIDEO_SUFFIXES)}")
-        for path in (self.background, self.model):
+        for path in (self.background, self.model, self.weights):
             if path is not None and not path.is_file():
                 raise ConfigError(f"{path}: there is no such file; check the path")
 
@@ -83,6 +90,8 @@ class Driver:
     """Stem of each frame, where it has one."""
     frames: Iterator[Driven]
     """What each frame becomes."""
+    fps: Fraction | None
+    """Frames per second of a video; a variable rate is made constant. None of others."""
 
 
 def open_driver(
@@ -128,13 +137,29 @@ def open_driver(
         return _of_data(path, profile, manifest, args, sequence, phase, test_tail)
     if sequence is not None or phase != "test" or test_tail:
         raise ConfigError(f"--sequence, --phase and --test-tail choose from a data set, and {source} is none")
-    pictures = iter(opened.enter_context(Camera(int(source)))) if is_camera else read_video(path)
     _warn(profile, manifest, args)
-    body, labels = BodyConfig(python=args.python), LabelConfig(model=args.model)
-    frames = drive_by_pictures(
-        profile, manifest, pictures, args.fitting, body=body, labels=labels, background=_background(args)
+    if is_camera:
+        return Driver(
+            None, _of_pictures(iter(opened.enter_context(Camera(int(source)))), profile, manifest, args), None
+        )
+    fps, uneven = reading_rate(path)
+    return Driver(None, _of_pictures(read_video(path, fps=fps if uneven else None), profile, manifest, args), fps)
+
+
+def _of_pictures(
+    pictures: Iterator[Picture], profile: DrivingProfile, manifest: Manifest, args: DrivingArgs
+) -> Iterator[Driven]:
+    network = None if args.weights is None else profile.labels.network
+    return drive_by_pictures(
+        profile,
+        manifest,
+        pictures,
+        args.fitting,
+        face=args.face,
+        body=BodyConfig(python=args.python),
+        labels=LabelConfig(model=args.model, network=network, weights=args.weights),
+        background=_background(args),
     )
-    return Driver(None, frames)
 
 
 def _warn(profile: DrivingProfile, manifest: Manifest, args: DrivingArgs) -> None:
@@ -183,7 +208,7 @@ def _of_data(
         frames = drive_faces(profile, manifest, driving_landmarks(chosen), args.fitting, _background(args))
     else:
         frames = drive_bodies(profile, manifest, _people_of(chosen), args.fitting)
-    return Driver(list(chosen.stems), frames)
+    return Driver(list(chosen.stems), frames, None)
 
 
 def _people_of(sequence: Sequence) -> Iterator[SeenPerson | None]:

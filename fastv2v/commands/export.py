@@ -26,6 +26,7 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.driving.profile import DrivingProfile, measure_profile
 from fastv2v.data.folder import FrameReader, VideoFolder, open_folder
 from fastv2v.data.loader import read_clip
+from fastv2v.data.prepare.write import prepared_fps
 from fastv2v.data.transforms import draw_geometry
 from fastv2v.errors import CheckpointError, ConfigError, DataError, ShapeError
 from fastv2v.measure.cost import count_macs
@@ -80,8 +81,8 @@ class Export:
     (10^6 bytes); 0 leaves them out."""
     task: str | None = None
     """Kind of material, for the manifest; by default street, face or pose after the condition."""
-    fps: float = 15.0
-    """Frames per second of the material."""
+    fps: float | None = None
+    """Frames per second of the material; by default those of the video that --data were prepared from, else 15."""
     tolerance: float = 1e-3
     """Greatest difference accepted between graph and torch, in units of [-1, 1]."""
     threads: int | None = None
@@ -127,9 +128,10 @@ def export_bundle(args: Export) -> Manifest:
         )
     folder = open_folder(data_of(trained.architecture, args.data, "train"))
     check_condition(trained.architecture, folder, str(args.run))
-    KeyframeSelector(args.keyframes, args.fps)  # refuses what no stream could keep
+    fps = prepared_fps(args.data, 15.0) if args.fps is None else args.fps
+    KeyframeSelector(args.keyframes, fps)  # refuses what no stream could keep
     clip = keyframe_clip(folder, args.keyframes.gap, args.frames)
-    fraction = 1 / args.keyframes.mean_gap(args.fps)
+    fraction = 1 / args.keyframes.mean_gap(fps)
     cost = step_cost(trained.generator, spec.channels, clip.size, keyframe_fraction=fraction)
     part, motion, filling_macs = None, args.motion, 0
     if args.interpolation is not None:
@@ -144,7 +146,7 @@ def export_bundle(args: Export) -> Manifest:
         size=clip.size,
         keyframes=asdict(args.keyframes),
         interpolation={"method": "dis" if part is None else NETWORK_METHOD, **asdict(motion)},
-        fps=args.fps,
+        fps=fps,
         cost=Cost(
             macs_per_keyframe=cost.keyframe.true_macs,
             macs_per_frame=cost.true_macs_per_frame + filling_macs * (1 - fraction),

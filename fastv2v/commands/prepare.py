@@ -16,11 +16,6 @@ from tqdm import tqdm
 from fastv2v.commands.arguments import parse
 from fastv2v.data.face import FaceConfig as FaceMaps
 from fastv2v.data.folder import FolderConfig
-from fastv2v.data.prepare.body import BodyConfig
-from fastv2v.data.prepare.edges import EdgeConfig
-from fastv2v.data.prepare.labels import LabelConfig
-from fastv2v.data.prepare.landmarks import FaceConfig
-from fastv2v.data.prepare.palette import PaletteConfig
 from fastv2v.data.prepare.survey import Excerpt, Progress
 from fastv2v.data.prepare.write import CONDITIONS, Kind, PrepareConfig, prepare_video
 from fastv2v.data.transforms import GeometryConfig
@@ -31,7 +26,7 @@ SHEET: Final = "sheet.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare:
+class Prepare(PrepareConfig):
     """Make a data set from a plain video: frames, and what they shall be generated from.
 
     Any file ffmpeg reads. Stopped and run again, it goes on where it was.
@@ -39,47 +34,19 @@ class Prepare:
 
     video: Annotated[Path, tyro.conf.Positional]
     """The video."""
-    kind: Kind
-    """face: 68 landmarks (extra 'face'). pose: body, hands and face (mediapipe). edges: edge maps. palette: classes of
-    colour and texture, found by themselves. labels: classes of a segmentation network of your own."""
     out: Path
     """Folder to make."""
-    size: int | None = None
-    """Shorter side of the frames that are written, in pixels, a multiple of --multiple; frames are never enlarged. By
-    default they keep their size."""
-    multiple: int = 16
-    """Sides become multiples of this: frames are cut to it, evenly on both sides."""
     excerpt: Annotated[Excerpt, tyro.conf.arg(name="")] = field(default_factory=Excerpt)
     """Part and rate."""
-    crop_bars: bool = True
-    """Cut off black bars."""
-    split_shots: bool = True
-    """Make a sequence of each shot."""
-    drop_repeats: bool = False
-    """Leave out frames that show what the one before shows."""
-    holdout: float = 0.2
-    """Share of each sequence that is held out for testing: its end."""
-    shortest: int = 12
-    """Sequences of fewer frames are left out."""
-    face: FaceConfig = field(default_factory=FaceConfig)
-    """How faces are found."""
-    pose: BodyConfig = field(default_factory=BodyConfig)
-    """How people are found."""
-    edges: EdgeConfig = field(default_factory=EdgeConfig)
-    """Which edges are drawn."""
-    palette: PaletteConfig = field(default_factory=PaletteConfig)
-    """How a palette is fitted."""
-    labels: LabelConfig = field(default_factory=LabelConfig)
-    """Which network reads the labels."""
     num_workers: int = 0
     """Processes; 0 for one on each core. The files are the same."""
     overwrite: bool = False
     """Replace a data set that was prepared otherwise."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_workers < 0:
             raise ConfigError(f"num_workers must be 0 or more, got {self.num_workers}")
-        self.config()
 
     def config(self) -> PrepareConfig:
         """What the library is asked for."""

@@ -173,29 +173,45 @@ def check_output(args: StreamArgs) -> None:
     Raises:
         ConfigError: naming it and what to change.
     """
-    if args.out is None or args.is_piped_out:
-        return
-    out = args.out.resolve()
+    drive = None if args.drive is None else Path(args.drive)
+    read = (args.bundle, args.conditions, args.instances, args.unprojections, args.seed_frame, args.data, drive,
+            args.driving.background)  # fmt: skip
+    given = [path.resolve() for path in read if path is not None]
+    told = [path for path in (args.driving.report, args.driving.preview) if path is not None]
+    frames = [] if args.out is None or args.is_piped_out else [args.out]
+    taken: list[Path] = []
+    for path in (*frames, *told):
+        out = path.resolve()
+        if any(one.is_relative_to(out) for one in given):
+            raise ConfigError(f"{path} holds what is to be read; name another output")
+        if any(one == out or one in out.parents for one in taken):
+            raise ConfigError(f"{path} is written twice; name another --driving.preview or --driving.report")
+        taken.append(out)
+    for path in told:
+        if path.exists() and (path.is_dir() or not args.overwrite):
+            raise ConfigError(f"{path} exists; name another file or give --overwrite")
+    for path in frames:
+        _check_frames_output(path, args.overwrite)
+
+
+def _check_frames_output(path: Path, overwrite: bool) -> None:
+    out = path.resolve()
     if out.suffix.lower() not in (*VIDEO_SUFFIXES, ""):
         raise ConfigError(
-            f"{args.out}: nothing is written as {out.suffix}; name a video {' or '.join(VIDEO_SUFFIXES)}, or a folder "
+            f"{path}: nothing is written as {out.suffix}; name a video {' or '.join(VIDEO_SUFFIXES)}, or a folder "
             "without a dot in its name"
         )
-    drive = None if args.drive is None else Path(args.drive)
-    given = (args.conditions, args.instances, args.unprojections, args.seed_frame, args.data, drive)
-    if any(path is not None and path.resolve().is_relative_to(out) for path in given):
-        raise ConfigError(f"{args.out} holds what is to be read; name another output")
     check_place(out)
     if not out.exists() or (out.is_dir() and not out.suffix and not any(out.iterdir())):
         return
     if out.is_dir() == bool(out.suffix):
-        raise ConfigError(f"{args.out} is a {'folder' if out.is_dir() else 'file'} already; name another output")
-    if not args.overwrite:
-        raise ConfigError(f"{args.out} exists; name another output or give --overwrite")
+        raise ConfigError(f"{path} is a {'folder' if out.is_dir() else 'file'} already; name another output")
+    if not overwrite:
+        raise ConfigError(f"{path} exists; name another output or give --overwrite")
     strange = [] if out.suffix else [p.name for p in out.iterdir() if p.suffix != ".png" or not p.is_file()]
     if strange:
         raise ConfigError(
-            f"{args.out} holds {min(strange)}, which is no PNG frame, and is not replaced; name another output"
+            f"{path} holds {min(strange)}, which is no PNG frame, and is not replaced; name another output"
         )
 
 
@@ -396,7 +412,8 @@ def _open_source(
     assert args.conditions is not None  # StreamArgs sees to it
     if args.conditions == PIPE:
         return None, piped_conditions(sys.stdin.buffer, manifest), manifest.fps
-    return None, video_conditions(args.conditions, manifest), _rate_of(args.conditions, manifest)
+    rate = _told_rate(str(args.conditions), float(probe_video(args.conditions).fps), manifest)
+    return None, video_conditions(args.conditions, manifest), rate
 
 
 def _open_driver(
@@ -417,8 +434,13 @@ def _open_driver(
     )
     if args.seed_frame is not None:
         stream.restart(scale(read_image(args.seed_frame), manifest.size, "image"))
-    path = Path(source)
-    fps = _rate_of(path, manifest) if path.is_file() and not source.isdecimal() else manifest.fps
+    elif manifest.condition.encoder in ("face", "pose"):
+        _LOG.warning(
+            "%s starts from nothing and may need seconds to find the person: --seed-frame FILE, a real frame of the "
+            "training data (train_img), is a better start",
+            manifest.name,
+        )
+    fps = manifest.fps if driver.fps is None else _told_rate(source, float(driver.fps), manifest)
     told = opened.enter_context(Told(args.driving, fps))
     told_to = sys.stderr if args.is_piped_out else sys.stdout
     opened.callback(lambda: print(told.log.told(), file=told_to) if len(told.log.shapes) else None)
@@ -444,9 +466,8 @@ def _until_interrupted(conditions: Iterator[ConditionMap]) -> Iterator[Iterator[
         signal.signal(signal.SIGINT, before)
 
 
-def _rate_of(video: Path, manifest: Manifest) -> float:
-    """Frames a second of a video, at which its frames are delivered again."""
-    fps = float(probe_video(video).fps)
+def _told_rate(video: str, fps: float, manifest: Manifest) -> float:
+    """Frames a second of a video, at which its frames are delivered again; warns where training had others."""
     if abs(fps / manifest.fps - 1) > 0.01:
         _LOG.warning(
             "%s has %g frames/s and the bundle was trained at %g: motion looks faster or slower to it, and a budget of "

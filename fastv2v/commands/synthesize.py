@@ -26,6 +26,7 @@ from fastv2v.data.clip import Clip
 from fastv2v.data.conditions import ConditionSpec
 from fastv2v.data.folder import FolderConfig, FrameReader, Phase, Sequence, VideoFolder, open_folder
 from fastv2v.data.loader import read_sequence
+from fastv2v.data.prepare.write import prepared_fps
 from fastv2v.device import Device, DeviceConfig, open_device
 from fastv2v.errors import ConfigError
 from fastv2v.nn.face_features import BorrowedFeatures, build_bank, read_bank, read_parts, write_bank
@@ -96,8 +97,8 @@ class Synthesize:
     exported graph has nothing else."""
     parts: bool = False
     """Also write NAME-parts.mp4: condition, real frame, finished frame and what it was made of, side by side."""
-    fps: float = 15.0
-    """Rate of the written videos."""
+    fps: float | None = None
+    """Rate of the written videos; by default that of the video the data were prepared from, else 15."""
     write: Literal["both", "frames", "video"] = "both"
     """PNG frames, an MP4 video, or both."""
     mark: bool = True
@@ -335,7 +336,7 @@ def check_outputs(args: Synthesize, folder: VideoFolder) -> None:
     """
     if args.out.is_file():
         raise ConfigError(f"{args.out} is a file; name a folder with --out")
-    if not 0 < args.fps < 1000:
+    if args.fps is not None and not 0 < args.fps < 1000:
         raise ConfigError(f"fps must lie between 0 and 1000 frames per second, got {args.fps}")
     for sequence in folder.sequences:
         left = min(len(sequence) - args.start, args.frames or len(sequence))
@@ -379,13 +380,14 @@ def write_sequence(args: Synthesize, name: str, frames: Iterator[Made], total: i
                 parts.write(_sheet(made, architecture.condition, architecture.palette))
             yield picture
 
-    writer = partial(VideoWriter, fps=args.fps, synthetic=args.mark, made_by=made_by)
+    fps = prepared_fps(args.data, 15.0) if args.fps is None else args.fps
+    writer = partial(VideoWriter, fps=fps, synthetic=args.mark, made_by=made_by)
     with writer(args.out / f"{name}-parts.mp4") if args.parts else nullcontext() as parts:
         if args.write == "frames":
             for _ in kept(parts):
                 pass
         else:
-            write_video(args.out / f"{name}.mp4", kept(parts), args.fps, synthetic=args.mark, made_by=made_by)
+            write_video(args.out / f"{name}.mp4", kept(parts), fps, synthetic=args.mark, made_by=made_by)
 
 
 def _sheet(made: Made, spec: ConditionSpec, palette: tuple[tuple[int, int, int], ...]) -> NDArray[np.uint8]:

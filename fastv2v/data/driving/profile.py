@@ -18,8 +18,9 @@ from fastv2v.data.images import image_size, read_bytes
 from fastv2v.data.modalities import MODALITIES
 from fastv2v.data.pose import Person, read_openpose
 from fastv2v.data.prepare.edges import EdgeConfig
+from fastv2v.data.prepare.labels import LabelConfig
 from fastv2v.data.prepare.palette import PALETTE_FILE, Palette, PaletteConfig, read_palette
-from fastv2v.data.prepare.write import SUMMARY
+from fastv2v.data.prepare.write import read_summary
 from fastv2v.data.sequences import Sequence, face_box
 from fastv2v.data.transforms import Geometry, Size
 from fastv2v.errors import ConfigError, DataError
@@ -54,6 +55,10 @@ class DrivingProfile:
     """Of bundles of people."""
     edges: EdgeConfig = field(default_factory=EdgeConfig)
     """Of bundles of edge maps: which edges."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    """Of bundles of labels: how the network is shown pictures, and how its maps are cleaned; without its files."""
+    network: str | None = None
+    """Of bundles of labels: sha256 of the network's file, or of its weights; None where torchvision has them."""
     palette: tuple[Palette, PaletteConfig] | None = None
     """Of bundles of palettes: the classes and how they are cleaned. Kept in a file of its own, ``palette.json``."""
 
@@ -80,6 +85,8 @@ class DrivingProfile:
             "face": None if self.face is None else self.face.to_json(),
             "body": None if self.body is None else self.body.to_json(),
             "edges": vars(self.edges),
+            "labels": vars(self.labels) | {"model": None, "weights": None},
+            "network": self.network,
         }
 
     @classmethod
@@ -111,6 +118,8 @@ class DrivingProfile:
                 face=FaceProfile.from_json(record["face"], where) if kind == "face" else None,
                 body=BodyProfile.from_json(record["body"], where) if kind == "pose" else None,
                 edges=EdgeConfig(**record["edges"]),
+                labels=_label_config(record.get("labels", {})),
+                network=record.get("network"),
                 palette=read_palette(path.with_name(PALETTE_FILE)) if kind == "palette" else None,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -157,8 +166,16 @@ def measure_profile(folder: VideoFolder, geometry: Geometry) -> DrivingProfile |
         face=face,
         body=body,
         edges=EdgeConfig(**request["edges"]) if kind == "edges" else EdgeConfig(),
+        labels=_label_config(request["labels"]) if kind == "labels" else LabelConfig(),
+        network=request["labels"]["model"] or request["labels"].get("weights") if kind == "labels" else None,
         palette=palette,
     )
+
+
+def _label_config(record: dict[str, Any]) -> LabelConfig:
+    """How labels were read, from JSON values, without the files of the network."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    return LabelConfig(**values | {"model": None, "weights": None})
 
 
 def kind_of(root: Path) -> Kind | None:
@@ -182,15 +199,8 @@ def driving_people(sequence: Sequence) -> list[Person | None]:
 
 def _request(root: Path) -> dict[str, Any]:
     """Settings a data set was prepared with; nothing where it was not prepared from a video."""
-    path = root / SUMMARY
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["request"]["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not a summary as fastv2v prepare writes it ({error}); prepare the video again"
-        ) from error
+    summary = read_summary(root)
+    return {} if summary is None else dict(summary["request"]["config"])
 
 
 def _landmarks(folder: VideoFolder, size: Size) -> list[Array]:

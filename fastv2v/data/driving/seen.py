@@ -21,7 +21,7 @@ from fastv2v.data.prepare.body import (
     to_openpose,
     torso_length,
 )
-from fastv2v.data.prepare.landmarks import FaceConfig, each_frame_faces, follow_one
+from fastv2v.data.prepare.landmarks import FaceConfig, OnePerson, each_frame_faces
 from fastv2v.data.prepare.survey import Frame
 
 _KEYS: Final = ("pose_keypoints_2d", "face_keypoints_2d", "hand_left_keypoints_2d", "hand_right_keypoints_2d")
@@ -41,17 +41,14 @@ class SeenPerson(NamedTuple):
 def faces_seen(frames: Iterable[Frame], config: FaceConfig) -> Iterator[Array | None]:
     """The landmarks of one person's face in each frame as it comes, (68, 2) in its pixels; None where it is not found.
 
-    Who comes first by ``config.choose`` is followed; after they were lost, who then comes first.
+    Who comes first by ``config.choose`` is followed; see ``OnePerson`` for what happens when they are lost.
 
     Raises:
         MissingExtraError: if dlib or its models are not installed.
     """
-    last: list[NDArray[np.float64]] = []
+    person = OnePerson(config.choose)
     for faces in each_frame_faces(frames, config):
-        # The face before stands for all that was before it.
-        *_, face = follow_one([*last, faces], config.choose)
-        last = [] if face is None else [face[None]]
-        yield face
+        yield person.pick(faces)
 
 
 def people_seen(frames: Iterable[Frame], config: BodyConfig) -> Iterator[SeenPerson | None]:

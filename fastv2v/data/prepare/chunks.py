@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -131,6 +132,9 @@ def _load(path: Path) -> Found | None:
 def process_pool(num_workers: int) -> ProcessPoolExecutor:
     """Processes that share the cores out among themselves."""
     # Spawned, not forked: the caller may hold threads that do not survive a fork.
-    return ProcessPoolExecutor(
-        num_workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
-    )
+    return ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    cv2.setNumThreads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, where a piece of work loads it

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -35,6 +35,8 @@ _NEEDED: Final = (
 )
 _PREDICTOR: Final = "shape_predictor_68_face_landmarks.dat"
 _DETECTION_SIDE: Final = 480
+_MOST_ENLARGED: Final = 3.0
+"""A smaller frame is not enlarged by more than this before the detector sees it."""
 _MOST_FACES: Final = 5
 # The detector's box against the spread of the inner landmarks (17 to 67), measured on vid2vid's example faces.
 _INNER: Final = slice(17, NUM_LANDMARKS)
@@ -56,7 +58,8 @@ class FaceConfig:
     detect_every: int = 5
     """A detector looks at every so many frames; between them faces are followed."""
     detection_side: int = _DETECTION_SIDE
-    """Shorter side of the copy that the detector sees, in pixels; faces must be an eighth of it or more."""
+    """Shorter side of the copy that the detector sees, in pixels, reduced or enlarged; faces must be an eighth of it
+    or more."""
     choose: Choice = "largest"
     """Which face, where a shot begins with several; it is then followed."""
     smooth: float = 0.0
@@ -146,9 +149,10 @@ def _looks_like_face(frame: Frame, face: Points) -> bool:
 
 def _detect(frame: Frame, side: int) -> list[NDArray[np.float64]]:
     """Boxes (left, top, right, bottom) in pixels of the frame, best first."""
-    scale = max(1.0, min(frame.shape[:2]) / side)
-    small = frame if scale == 1 else cv2.resize(frame, None, fx=1 / scale, fy=1 / scale, interpolation=cv2.INTER_AREA)
-    boxes, _, _ = _networks().detector.run(np.ascontiguousarray(small), 0, 0.0)
+    scale = max(1 / _MOST_ENLARGED, min(frame.shape[:2]) / side)
+    method = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+    shown = frame if scale == 1 else cv2.resize(frame, None, fx=1 / scale, fy=1 / scale, interpolation=method)
+    boxes, _, _ = _networks().detector.run(np.ascontiguousarray(shown), 0, 0.0)
     return [scale * np.array([box.left(), box.top(), box.right(), box.bottom()], np.float64) for box in boxes]
 
 
@@ -196,41 +200,54 @@ def look_for_faces(piece: Piece, frames: list[Frame], config: FaceConfig) -> Fou
     return {"faces": np.concatenate(faces), "counts": np.array([len(found) for found in faces], np.int64)}
 
 
-def follow_one(found: Sequence[NDArray[np.float64]], choose: Choice) -> list[Points | None]:
-    """Pick one person's face in every frame of a shot.
+class OnePerson:
+    """Picks one person's face in each frame as it comes.
 
     Args:
-        found: all faces of each frame, (faces, 68, 2).
         choose: which one to begin with, and to go on with after it was lost.
-
-    Returns:
-        Landmarks of each frame, or None where that face is not there.
     """
-    orders = {
-        "largest": lambda face: -np.ptp(face[:, 0]),
-        "leftmost": lambda face: face[:, 0].mean(),
-        "rightmost": lambda face: -face[:, 0].mean(),
-        "topmost": lambda face: face[:, 1].mean(),
-        "bottommost": lambda face: -face[:, 1].mean(),
-    }
-    chosen: list[Points | None] = []
-    last: Points | None = None
-    for faces in found:
-        near = [face for face in faces if last is not None and _is_same(face, last)]
-        if near:
-            assert last is not None
-            target = last
-            face = min(near, key=lambda face: float(np.abs(face - target).mean()))
-        elif last is None and len(faces):
-            face = min(faces, key=lambda face: float(orders[choose](face)))
+
+    def __init__(self, choose: Choice) -> None:
+        self._choose = choose
+        self._last: Points | None = None
+        self._is_lost = True
+
+    def pick(self, faces: NDArray[np.float64]) -> Points | None:
+        """The face of the person in the next frame.
+
+        Args:
+            faces: all of the frame, (faces, 68, 2).
+
+        Returns:
+            Landmarks (68, 2), or None where that face is not there. When it was lost, it is waited for one frame, so
+            that nobody takes its place unnoticed; then whoever stands where it was goes on, else who is chosen.
+        """
+        last = self._last
+        near = [] if last is None else [face for face in faces if _is_same(face, last)]
+        if last is not None and near:
+            face = min(near, key=lambda face: float(np.abs(face - last).mean()))
+        elif self._is_lost and len(faces):
+            face = min(faces, key=_ORDERS[self._choose])
         else:
-            chosen.append(None)
-            # Somebody else in the picture is not waited out: the sequence ends here, another may begin.
-            last = None
-            continue
-        chosen.append(face)
-        last = face
-    return chosen
+            self._is_lost = True
+            return None
+        self._last, self._is_lost = face, False
+        return face
+
+
+_ORDERS: Final[dict[Choice, Callable[[Points], float]]] = {
+    "largest": lambda face: -float(np.ptp(face[:, 0])),
+    "leftmost": lambda face: float(face[:, 0].mean()),
+    "rightmost": lambda face: -float(face[:, 0].mean()),
+    "topmost": lambda face: float(face[:, 1].mean()),
+    "bottommost": lambda face: -float(face[:, 1].mean()),
+}
+
+
+def follow_one(found: Iterable[NDArray[np.float64]], choose: Choice) -> list[Points | None]:
+    """One person's face in every frame of a shot; see ``OnePerson``."""
+    person = OnePerson(choose)
+    return [person.pick(faces) for faces in found]
 
 
 def smooth_track(points: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:

@@ -71,6 +71,8 @@ class Survey:
     """Frames that show what the one before shows."""
     damage: str | None
     """Why the video ends before its end, if it does."""
+    unread: int = 0
+    """Frames that the file lists behind the damage."""
 
     def shots(self) -> list[tuple[int, int]]:
         """First frame of each shot and the one after its last."""
@@ -87,6 +89,7 @@ class Survey:
             "cuts": list(self.cuts),
             "repeats": list(self.repeats),
             "damage": self.damage,
+            "unread": self.unread,
         }
 
     @classmethod
@@ -101,6 +104,7 @@ class Survey:
             tuple(content["cuts"]),
             tuple(content["repeats"]),
             content["damage"],
+            content.get("unread", 0),
         )
 
 
@@ -118,10 +122,12 @@ def survey_video(path: Path, excerpt: Excerpt, progress: Progress) -> Survey:
     Raises:
         MediaError: if there is no such file, no picture in it, or fewer than two frames.
     """
-    size, nominal = first_look(path)
+    size, _ = first_look(path)
     times = frame_times(path)
-    fps, resampled = _rate_of(times, nominal, excerpt)
-    expected = round(len(times) * float(fps / nominal)) if resampled else len(times)
+    fps, resampled = reading_rate(path, excerpt)
+    begins = times[0] if len(times) else 0.0
+    within = times[(times >= begins + excerpt.start) & (times < begins + (excerpt.stop or np.inf))]
+    expected = round(np.ptp(within) * float(fps)) + 1 if resampled and len(within) else len(within)
     bars, changes = _Bars(), _Changes()
     count, damage = 0, None
     frames = read_video(path, start_s=excerpt.start, stop_s=excerpt.stop, fps=fps if resampled else None)
@@ -146,7 +152,8 @@ def survey_video(path: Path, excerpt: Excerpt, progress: Progress) -> Survey:
         raise MediaError(f"{path}: {part} holds {count} frame{'s' * (count != 1)}; a sequence needs at least two")
     progress("survey", count, count)
     cuts, repeats = changes.settle()
-    return Survey(size, fps, resampled, count, bars.picture(size), cuts, repeats, damage)
+    unread = max(0, expected - count) if damage else 0
+    return Survey(size, fps, resampled, count, bars.picture(size), cuts, repeats, damage, unread)
 
 
 def read_frames(path: Path, excerpt: Excerpt, survey: Survey, *, crop_bars: bool = True) -> Iterator[Frame]:
@@ -165,7 +172,9 @@ def read_frames(path: Path, excerpt: Excerpt, survey: Survey, *, crop_bars: bool
         MediaError: if the video now ends earlier than it did.
     """
     fps = survey.fps if survey.resampled else None
-    frames = read_video(path, start_s=excerpt.start, stop_s=excerpt.stop, fps=fps)
+    # Of a damaged video not always the same number of frames comes before the error, so that none is asked for.
+    lenient = survey.damage is not None
+    frames = read_video(path, start_s=excerpt.start, stop_s=excerpt.stop, fps=fps, lenient=lenient)
     left, top, right, bottom = survey.picture if crop_bars else (0, 0, *survey.size[::-1])
     count = 0
     try:
@@ -178,18 +187,29 @@ def read_frames(path: Path, excerpt: Excerpt, survey: Survey, *, crop_bars: bool
         raise MediaError(f"{path}: {survey.num_frames} frames were read before and only {count} now; begin anew")
 
 
-def _rate_of(times: NDArray[np.float64], nominal: Fraction, excerpt: Excerpt) -> tuple[Fraction, bool]:
-    """The rate to read at, and whether frames must be repeated or left out for it."""
-    if excerpt.fps is not None:
+def reading_rate(path: Path, excerpt: Excerpt | None = None) -> tuple[Fraction, bool]:
+    """The rate to read a video at, in frames per second, and whether frames must be repeated or left out for it.
+
+    Args:
+        path: any file ffmpeg can decode.
+        excerpt: the part that is read; its ``fps`` is taken where it has one.
+
+    Raises:
+        MediaError: if the file is missing, empty, or holds no picture at its beginning.
+    """
+    if excerpt is not None and excerpt.fps is not None:
         return Fraction(excerpt.fps).limit_denominator(1001), True
-    gaps = np.diff(times)
+    _, nominal = first_look(path)
+    gaps = np.diff(frame_times(path))
     gaps = gaps[gaps > 0]
     if len(gaps) < 2:
         return nominal, False
     usual = float(np.median(gaps))
     # Time stamps of whole milliseconds jitter; only a share of frames that clearly differ makes a rate variable.
-    is_uneven = bool(np.mean(np.abs(gaps - usual) > _UNEVEN * usual) > 0.01)
-    return (Fraction(1 / usual).limit_denominator(1001), True) if is_uneven else (nominal, False)
+    is_usual = np.abs(gaps - usual) <= _UNEVEN * usual
+    if np.mean(~is_usual) <= 0.01:
+        return nominal, False
+    return Fraction(1 / float(gaps[is_usual].mean())).limit_denominator(1001), True
 
 
 class _Bars:

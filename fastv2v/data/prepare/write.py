@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -9,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -38,9 +39,9 @@ from fastv2v.data.prepare.palette import (
 )
 from fastv2v.data.prepare.survey import Excerpt, Frame, Progress, Survey, read_frames, survey_video
 from fastv2v.environment import usable_cores
-from fastv2v.errors import ConfigError, DataError
-from fastv2v.run import write_bytes, write_json
-from fastv2v.video import write_image
+from fastv2v.errors import ConfigError, DataError, MediaError
+from fastv2v.run import lock_folder, write_bytes, write_json
+from fastv2v.video import first_look, write_image
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ _SCHEMA: Final = 1
 _VERSION: Final = 1
 """Raised when the same request gives other files, so that pieces of two versions are never mixed."""
 _PIECE, _LEAD = 16, 8
+_HELD_BYTES: Final = 2 << 30
+"""Frames waiting for a process take no more memory than this, whatever the number of cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +71,9 @@ class PrepareConfig:
     """What is made of a video."""
 
     kind: Kind
-    """``face``: 68 landmarks, and frames cut around the head. ``pose``: body, hands, face and a map of body parts.
-    ``edges``: edge maps. ``palette``: classes of colour and texture. ``labels``: classes of a segmentation network."""
+    """face: 68 landmarks (extra 'face'), and frames cut around the head. pose: body, hands, face and a map of body
+    parts (mediapipe). edges: edge maps. palette: classes of colour and texture, found by themselves. labels: classes of
+    a segmentation network, your own or torchvision's."""
     excerpt: Excerpt = field(default_factory=Excerpt)
     """Which part of the video, at what rate."""
     size: int | None = None
@@ -96,7 +100,7 @@ class PrepareConfig:
     palette: PaletteConfig = field(default_factory=PaletteConfig)
     """How a palette is fitted."""
     labels: LabelConfig = field(default_factory=LabelConfig)
-    """Which network reads the labels."""
+    """Which network reads the labels, and how."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -156,26 +160,47 @@ def prepare_video(
         MediaError: if the video cannot be read.
         DataError: if nothing can be made of it, or ``out`` holds something else.
         MissingExtraError: if the kind needs packages that are not installed.
+        ConfigError: if another process prepares the same folder.
     """
     video, out = Path(video), Path(out)
     _check_tools(config)
     request = _request(video, config)
     if (summary := _found(out, request, overwrite)) is not None:
         return summary
+    first_look(video)  # what cannot be read leaves nothing behind
     kept = out.with_name(f".{out.name}.partial")
-    if kept.exists() and _read_json(kept / "request.json") != request:
+    kept.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(lock_folder(kept, "preparing a data set")):
+        _begin(kept, request)
+        workers = num_workers or usable_cores()
+        try:
+            with process_pool(workers) as executor:
+                summary = _Preparation(video, kept, config, executor, workers, progress).run()
+        except MediaError:
+            shutil.rmtree(kept)  # the same call cannot go on from here
+            raise
+        except BrokenExecutor as error:
+            raise DataError(
+                f"{video}: a process that worked on it was ended from outside, for want of memory perhaps; run the "
+                "same command again, with fewer --num-workers"
+            ) from error
+        write_json(kept / "data" / SUMMARY, {"schema": _SCHEMA, "request": request, **summary})
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(kept / "data", out)
         shutil.rmtree(kept)
-    write_json(kept / "request.json", request)
-    workers = num_workers or usable_cores()
-    with process_pool(workers) as executor:
-        summary = _Preparation(video, kept, config, executor, workers, progress).run()
-    write_json(kept / "data" / SUMMARY, {"schema": _SCHEMA, "request": request, **summary})
-    if out.exists():
-        shutil.rmtree(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(kept / "data", out)
-    shutil.rmtree(kept)
     return _read_json(out / SUMMARY)
+
+
+def _begin(kept: Path, request: dict[str, Any]) -> None:
+    """Keep what an earlier call with the same request has done, and nothing else."""
+    if _read_json(kept / "request.json") != request:
+        for entry in kept.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
+    write_json(kept / "request.json", request)
 
 
 def _check_tools(config: PrepareConfig) -> None:
@@ -192,14 +217,15 @@ def _request(video: Path, config: PrepareConfig) -> dict[str, Any]:
         if other != config.kind:
             settings.pop(other)
     settings.get("pose", {}).pop("python", None)  # where mediapipe is installed changes nothing
-    if config.kind == "labels" and config.labels.model is not None:
-        settings["labels"]["model"] = _digest(config.labels.model)
-    request = {"version": _VERSION, "video": video.name, "sha256": _digest(video), "config": settings}
+    if config.kind == "labels":
+        for name, path in (("model", config.labels.model), ("weights", config.labels.weights)):
+            settings["labels"][name] = path and file_digest(path)
+    request = {"version": _VERSION, "video": video.name, "sha256": file_digest(video), "config": settings}
     return dict(json.loads(json.dumps(request)))
 
 
-def _digest(path: Path) -> str | None:
-    """Of the content of a file; None where there is none, which is told where it is used."""
+def file_digest(path: Path) -> str | None:
+    """The sha256 of a file's content; None where there is no file, which is told where it is used."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -224,6 +250,24 @@ def _found(out: Path, request: dict[str, Any], overwrite: bool) -> dict[str, Any
             f"{out} was prepared from another video or with other settings; name another folder or pass --overwrite"
         )
     return None
+
+
+def read_summary(data: Path) -> dict[str, Any] | None:
+    """What ``prepare_video`` wrote about a data set; None where it was not prepared from a video.
+
+    Raises:
+        DataError: if the file holds something else.
+    """
+    summary = _read_json(data / SUMMARY)
+    if summary is not None and not (isinstance(summary, dict) and {"request", "video"} <= summary.keys()):
+        raise DataError(f"{data / SUMMARY}: not a summary as fastv2v prepare writes it; prepare the video again")
+    return summary
+
+
+def prepared_fps(data: Path, otherwise: float) -> float:
+    """Frames per second of the video a data set was prepared from, or ``otherwise`` where it was from none."""
+    summary = read_summary(data)
+    return otherwise if summary is None else float(summary["video"]["fps"])
 
 
 def _read_json(path: Path) -> Any:
@@ -276,6 +320,7 @@ class _Preparation:
         bounds = survey.shots() if self.config.split_shots else [(0, survey.num_frames)]
         repeats = set(survey.repeats) if self.config.drop_repeats else set()
         self.losses.add("repeats of the frame before", len(repeats))
+        self.losses.add("behind the place where the video breaks off", survey.unread)
         runs = [tuple(i for i in range(*bound) if i not in repeats) for bound in bounds]
         return self._long_enough(runs)
 
@@ -295,8 +340,11 @@ class _Preparation:
         """One stage over all frames."""
         frames = read_frames(self.video, self.config.excerpt, survey, crop_bars=self.config.crop_bars)
         pieces = cut_into_pieces([shot.frames for shot in shots], _PIECE, lead)
+        height, width = survey.size
+        fitting = _HELD_BYTES // (3 * height * width * (_PIECE + lead))
+        side_by_side = max(1, min(self.workers + 1, fitting))
         return work_through(
-            stage, pieces, frames, work, self.kept, executor or self.executor, self.workers + 1, self.progress
+            stage, pieces, frames, work, self.kept, executor or self.executor, side_by_side, self.progress
         )
 
     def _writer(self, shots: Sequence[Shot]) -> FrameWriter:
