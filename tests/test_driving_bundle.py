@@ -210,7 +210,8 @@ class TestPictures:
         made = PrepareConfig(kind="labels", labels=config, multiple=8)
         prepare_video(tmp_path / "v.mkv", tmp_path / "data", made, num_workers=1)
         folder = open_folder(FolderConfig(root=tmp_path / "data", geometry=GeometryConfig(mode="none")))
-        profile = measure_profile(folder, Geometry((32, 48), (32, 48), (0, 0), (32, 48), "area"))
+        whole = Geometry(source=(32, 48), resized=(32, 48), offset=(0, 0), size=(32, 48), interpolation="area")
+        profile = measure_profile(folder, whole)
         write_driving(profile, tmp_path / "driving")
         again = DrivingProfile.read(tmp_path / "driving" / "driving.json")
         assert again == profile and again.labels == replace(config, model=None)
@@ -362,7 +363,7 @@ class TestCommand:
         monkeypatch.setattr("fastv2v.commands.driving.read_driving", lambda *given: profile)
         asked = []
         monkeypatch.setattr(
-            "fastv2v.commands.driving.faces_seen", lambda pictures, config: asked.append(config) or iter([a_face()])
+            "export.driving.faces_seen", lambda pictures, config: asked.append(config) or iter([a_face()])
         )
         with VideoWriter(tmp_path / "two.mp4", 25) as writer:
             writer.write(np.zeros((64, 96, 3), np.uint8))

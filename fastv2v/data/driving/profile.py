@@ -174,7 +174,7 @@ def measure_profile(folder: VideoFolder, geometry: Geometry) -> DrivingProfile |
 
 def _label_config(record: dict[str, Any]) -> LabelConfig:
     """How labels were read, from JSON values, without the files of the network."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     return LabelConfig(**values | {"model": None, "weights": None})
 
 
