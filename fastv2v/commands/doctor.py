@@ -146,6 +146,7 @@ EXTRA_USES: Mapping[str, str] = {
     "lmdb": "packed data sets",
     "peers": "RIFE as a rival in benchmarks",
     "raft": "reference flow by RAFT",
+    "labels": "torchvision's segmentation networks in prepare --kind labels",
     "tensorrt": "TensorRT engines, CUDA 13",
     "tensorrt-cu12": "TensorRT engines, CUDA 12",
     "test": "the tests",

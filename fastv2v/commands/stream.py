@@ -432,9 +432,10 @@ def _open_driver(
         phase=args.phase,
         test_tail=args.test_tail,
     )
+    face = manifest.condition.face
     if args.seed_frame is not None:
         stream.restart(scale(read_image(args.seed_frame), manifest.size, "image"))
-    elif manifest.condition.encoder in ("face", "pose"):
+    elif manifest.condition.encoder in ("face", "pose") and not (face and face.shown_channels):
         _LOG.warning(
             "%s starts from nothing and may need seconds to find the person: --seed-frame FILE, a real frame of the "
             "training data (train_img), is a better start",
