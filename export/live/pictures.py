@@ -46,6 +46,9 @@ _CLIP_FRAMES: Final = 48
 
 Result = TypeVar("Result")
 
+_QUICK: Final = landmarks.FaceConfig(detect_every=10, detection_side=240, num_boxes=1)
+"""Looking for faces in an eighth of the time that ``prepare`` takes, so that two cores follow a camera."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
@@ -209,7 +212,7 @@ class Reader:
         assert self._profile is not None
         config = self._config
         return drive_by_pictures(
-            self._profile, self._manifest, pictures, config.driving, face=landmarks.FaceConfig(choose=config.choose),
+            self._profile, self._manifest, pictures, config.driving, face=replace(_QUICK, choose=config.choose),
             body=config.pose, labels=config.labels, background=self._background,
         )  # fmt: skip
 

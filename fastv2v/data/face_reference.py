@@ -131,14 +131,12 @@ def bend(
     mask = np.full(size, 255, np.uint8)
     cv2.fillConvexPoly(mask, cv2.convexHull(outline.round().astype(np.int32)), 0)
     away = cv2.distanceTransform(mask, cv2.DIST_L2, 5) / face_width
-    near = np.clip((_REACH - away) / (_REACH - _WHOLE), 0, 1)
+    near = np.clip((_REACH - away) / (_REACH - _WHOLE), 0, 1, dtype=np.float32)
     fade = near * near * (3 - 2 * near)
     px, py = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     moved = cv2.remap(spline.astype(np.float32), px / _GRID, py / _GRID, cv2.INTER_LINEAR)
-    there = _apply(base, np.stack([px, py], axis=-1)) + moved * fade[..., None]
-    bent = cv2.remap(
-        reference.picture, there.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    there = cv2.transform(cv2.merge([px, py]), base.astype(np.float32)) + cv2.merge([fade, fade]) * moved
+    bent = cv2.remap(reference.picture, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(bent, np.uint8)
 
 
@@ -178,5 +176,5 @@ def _spline(knots: NDArray[np.float64], values: NDArray[np.float64], at: NDArray
 
 def _kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """r^2 log r between all pairs, (len(a), len(b))."""
-    squared = ((a[:, None] - b[None]) ** 2).sum(axis=-1)
-    return np.asarray(0.5 * squared * np.log(np.maximum(squared, 1e-12)))
+    squared = np.maximum((a**2).sum(axis=-1)[:, None] + (b**2).sum(axis=-1) - 2 * a @ b.T, 1e-12)
+    return np.asarray(0.5 * squared * np.log(squared))

@@ -42,7 +42,7 @@ _MOST_FACES: Final = 5
 _INNER: Final = slice(17, NUM_LANDMARKS)
 _BOX_SHIFT: Final = (-0.13, 0.075)
 _BOX_SIDE: Final = 3.39
-_NUM_BOXES: Final = 12
+_MOST_BOXES: Final = 100
 _JITTER, _JITTER_SIDE = 0.05, 0.04  # in sides of a box
 _MOVED: Final = 0.5
 _LOOK_SIDE, _LENIENT = 160, -0.5
@@ -60,6 +60,8 @@ class FaceConfig:
     detection_side: int = _DETECTION_SIDE
     """Shorter side of the copy that the detector sees, in pixels, reduced or enlarged; faces must be an eighth of it
     or more."""
+    num_boxes: int = 12
+    """Landmarks are the mean over so many boxes around a face: steadier, 2 ms a box."""
     choose: Choice = "largest"
     """Which face, where a shot begins with several; it is then followed."""
     smooth: float = 0.0
@@ -72,6 +74,8 @@ class FaceConfig:
             raise ConfigError(f"detect_every must lie in 1 to 100 frames, got {self.detect_every}")
         if not 80 <= self.detection_side <= 4320:
             raise ConfigError(f"detection_side must lie in 80 to 4320 pixels, got {self.detection_side}")
+        if not 1 <= self.num_boxes <= _MOST_BOXES:
+            raise ConfigError(f"num_boxes must lie in 1 to {_MOST_BOXES}, got {self.num_boxes}")
         if self.choose not in get_args(Choice):
             raise ConfigError(f"unknown choice '{self.choose}'; there are {', '.join(get_args(Choice))}")
         if not 0 <= self.smooth <= 10 or not 0 <= self.min_width < float("inf"):
@@ -118,11 +122,11 @@ def each_frame_faces(frames: Iterable[Frame], config: FaceConfig) -> Iterator[ND
     """
     faces: list[Points] = []
     for number, frame in enumerate(frames):
-        tracked = [_placed(frame, _box_of(_predict(frame, _box_of(face)))) for face in faces]
+        tracked = [_placed(frame, _box_of(_predict(frame, _box_of(face))), config.num_boxes) for face in faces]
         # A face that jumped or changed its size was not followed but lost.
         tracked = [new for new, old in zip(tracked, faces, strict=True) if _is_same(new, old)]
         if number % config.detect_every == 0 or not faces or len(tracked) < len(faces):
-            detected = [_placed(frame, box) for box in _detect(frame, config.detection_side)]
+            detected = [_placed(frame, box, config.num_boxes) for box in _detect(frame, config.detection_side)]
             # The detector misses profiles; a face that was followed goes on where a lenient look confirms it.
             unseen = [face for face in tracked if not any(_is_same(face, other) for other in detected)]
             faces = detected + [face for face in unseen if _looks_like_face(frame, face)]
@@ -162,19 +166,19 @@ def _predict(frame: Frame, box: NDArray[np.float64]) -> Points:
     return np.array([(part.x, part.y) for part in shape.parts()], np.float64)
 
 
-def _placed(frame: Frame, box: NDArray[np.float64]) -> Points:
+def _placed(frame: Frame, box: NDArray[np.float64], num_boxes: int) -> Points:
     """The mean over boxes around the one that landmarks found in a first box belong in."""
     box = _box_of(_predict(frame, box))
     side = box[2] - box[0]
-    return np.mean([_predict(frame, box + side * shift) for shift in _shifts()], axis=0)
+    return np.mean([_predict(frame, box + side * shift) for shift in _shifts(num_boxes)], axis=0)
 
 
 @functools.cache
-def _shifts() -> NDArray[np.float64]:
+def _shifts(num_boxes: int) -> NDArray[np.float64]:
     """Changes of (left, top, right, bottom) in sides of the box, always the same ones."""
     rng = np.random.default_rng(0)
-    x, y = rng.uniform(-_JITTER, _JITTER, (2, _NUM_BOXES))
-    grown = rng.uniform(-_JITTER_SIDE, _JITTER_SIDE, _NUM_BOXES)
+    x, y = rng.uniform(-_JITTER, _JITTER, (2, num_boxes))
+    grown = rng.uniform(-_JITTER_SIDE, _JITTER_SIDE, num_boxes)
     return np.stack([x - grown, y - grown, x + grown, y + grown], axis=1)
 
 
